@@ -1,6 +1,5 @@
 """The command `openjepa launch`, which submits a training to a cluster."""
 
-import re
 from collections.abc import Sequence
 
 from openjepa.checks import check, remarks
@@ -8,7 +7,7 @@ from openjepa.commands.parsing.arguments import given_settings, is_help, normali
 from openjepa.commands.train import SHORT, TrainOptions, parse_train, with_long_names
 from openjepa.config import nearest_names
 from openjepa.refusals import Refusal
-from openjepa.settings.launch import SlurmSettings
+from openjepa.settings.clusters import SlurmSettings
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import say
 
@@ -43,7 +42,7 @@ def launch_slurm(argv: Sequence[str], prog: str) -> None:
     settings.check()
     _refuse_unknown(words, prog)
     from openjepa.engine.run_folder import run_path
-    from openjepa.experiments.slurm import SlurmRun, job_script, submit, variations
+    from openjepa.experiments.slurm import SlurmRun, job_script, plain_name, submit, variations
 
     base, runs = _parsed(words), list[SlurmRun]()
     usual = run_path(base).name
@@ -53,7 +52,7 @@ def launch_slurm(argv: Sequence[str], prog: str) -> None:
         runs.append(SlurmRun(run_path(config), (*words, *changes)))
     for remark in remarks(base, given_settings(with_long_names(words))):
         say(f"note: {remark}")
-    name = settings.name or re.sub(r"[^A-Za-z0-9._=-]+", "_", usual)
+    name = settings.name or plain_name(usual)
     script = job_script(settings, name, runs)
     if settings.print:
         print(script, end="")

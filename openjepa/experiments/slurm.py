@@ -5,7 +5,6 @@ It starts torchrun once on every node. Shortly before the time limit Slurm signa
 the job goes back to the queue, where the same command continues the run.
 """
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from openjepa.refusals import Refusal
-from openjepa.settings.launch import SlurmSettings
+from openjepa.settings.clusters import SlurmSettings
 from openjepa.system.console import command
 from openjepa.system.shared_files import whole_file
 
@@ -69,7 +68,7 @@ def variations(settings: SlurmSettings, name: str) -> list[tuple[str, ...]]:
     """
     entries: list[tuple[str, ...]] = [tuple(shlex.split(entry)) for entry in settings.array] or [()]
     for word in (word for words in entries for word in words):
-        if not re.fullmatch(r"[a-z][\w.-]*=.*", word):
+        if "=" not in word or word.startswith("-"):
             raise Refusal(f"--array {word!r} must be a setting as name=value, e.g. --array optim.lr=1e-3 optim.lr=3e-4")
     seeds: list[tuple[str, ...]] = [(f"run.seed={seed}",) for seed in settings.seeds] or [()]
     changed = [(*words, *seed) for words, seed in product(entries, seeds)]
@@ -80,8 +79,12 @@ def variations(settings: SlurmSettings, name: str) -> list[tuple[str, ...]]:
 
 def _own_name(name: str, changes: Sequence[str]) -> list[str]:
     """The setting that names the folder of a run after its changes. Empty if it has none."""
-    words = "-".join(changes).replace("run.seed=", "seed")
-    return [f"run.name={name}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', words)}"] if changes else []
+    return [f"run.name={plain_name('-'.join([name, *changes]).replace('run.seed=', 'seed'))}"] if changes else []
+
+
+def plain_name(words: str) -> str:
+    """`words` as a name of a job or folder that needs no quotes: letters, digits and `._=-`; `_` for anything else."""
+    return "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in words)
 
 
 def job_script(settings: SlurmSettings, name: str, runs: Sequence[SlurmRun]) -> str:

@@ -17,10 +17,9 @@ from pathlib import Path
 from openjepa.refusals import Refusal
 from openjepa.settings.clusters import SlurmSettings
 from openjepa.system.console import command
+from openjepa.system.interrupts import REQUEUE
 from openjepa.system.shared_files import whole_file
 
-REQUEUE_CODE = 75
-"""Exit code of a training that has saved after SIGUSR1 and wants to be continued (EX_TEMPFAIL of sysexits.h)."""
 _SAVED_BEFORE = 10
 """Seconds before the time limit at which the job no longer waits for a training that is still saving."""
 _KILLED_BEFORE = 20
@@ -92,7 +91,7 @@ def job_script(settings: SlurmSettings, name: str, runs: Sequence[SlurmRun]) -> 
     setup = ["\n".join(["# What this cluster needs", *settings.setup])] if settings.setup else []
     end = [_WAIT, *([_REQUEUE] if settings.requeue else []), 'exit "$code"\n']
     saving = str(settings.signal_seconds - _SAVED_BEFORE)
-    end = [part.replace("{code}", str(REQUEUE_CODE)).replace("{saving}", saving) for part in end]
+    end = [part.replace("{code}", str(REQUEUE)).replace("{saving}", saving) for part in end]
     parts = [_header(settings, name, len(runs)), *setup, _words(runs), _training(settings, len(runs) > 1), *end]
     return "\n\n".join(parts)
 

@@ -34,6 +34,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,12 +55,13 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.tensor import DTensor
 
+from openjepa.config import read_object, typed
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint_files import (
     Checksum,
     begin_checkpoint,
     checksums,
-    first_damage,
+    damage,
     flush_folder,
     flushed_text,
     newest_first,
@@ -71,7 +73,6 @@ from openjepa.engine.checkpoint_files import (
     write_manifest,
 )
 from openjepa.refusals import Refusal, RepeatedRefusal
-from openjepa.system.json_files import read_object, typed
 from openjepa.types import LoaderPosition
 
 _log = logging.getLogger("openjepa")
@@ -303,8 +304,8 @@ def _problem(folder: Path) -> str | None:
     if files is None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))
-    own = {name: files[name] for name in largest_first[distributed.rank() :: distributed.world_size()]}
-    return next((problem for problem in distributed.gathered(first_damage(folder, own)) if problem is not None), None)
+    found = distributed.shared([partial(damage, folder / name, files[name]) for name in largest_first])
+    return next((f"{name} {words}" for name, words in zip(largest_first, found, strict=True) if words is not None), None)
 
 
 def set_broken_aside(folder: Path, latest: Path | None) -> None:

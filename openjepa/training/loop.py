@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from openjepa.checks import check
-from openjepa.data import open_splits
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
-from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import choose_workers
+from openjepa.data.source import open_splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
@@ -179,7 +179,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
 
             # count
             for batch in microbatches:
-                log.write_skipped(step + 1, skips.count(batch))
+                skips.count(batch, step + 1)
+            for skipped_in, sample in skips.merge([skips.take()]):
+                log.write_skipped(skipped_in, [sample])
             skips.raise_if_too_many()
             state = TrainerState(
                 step=step + 1,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
+from time import monotonic
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from openjepa.data.loading.cache import MEMORY_SHARE, PixelCache, build_cache, c
 from openjepa.data.loading.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
-from openjepa.data.loading.workers import check_shared_memory, parallel_map
+from openjepa.data.passes import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
@@ -65,6 +66,8 @@ class TrainingLoader:
         self._window = data.window if isinstance(data, HuggingFaceSettings) else 1
         self._names: dict[int, str] = {}
         self._running: Generator[ChunkResult, None, None] | None = None
+        self.seconds_waited = 0.0
+        """Seconds for which whoever takes the microbatches has waited for them. Without workers, the time to make them."""
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
@@ -104,8 +107,12 @@ class TrainingLoader:
         chunks = self._chunks(islice(self._steps(start_step, position), num_steps), chunk_size)
         results = parallel_map(self._reader, chunks, self._workers, ahead=2 * per_microbatch)
         self._running = results
+        begun = monotonic()
         while parts := list(islice(results, per_microbatch)):
-            yield self._batch(parts)
+            batch = self._batch(parts)
+            self.seconds_waited += monotonic() - begun
+            yield batch
+            begun = monotonic()
 
     def close(self) -> None:
         """Stops the workers of an unfinished iteration."""

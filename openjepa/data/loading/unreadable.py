@@ -1,6 +1,8 @@
 """Treatment of unreadable samples: the next of the order replaces them, they are counted, and too many stop the run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 from openjepa.data.decode import DecodeError, kind_of, reason_of
 from openjepa.refusals import Refusal
@@ -45,11 +47,24 @@ def skipped_sample(name: str, error: Exception) -> Skipped:
     return Skipped(name, reason_of(error), kind_of(error))
 
 
-class SkipLedger:
-    """Counts the samples that the loader skipped, and stops the run if there are too many.
+@dataclass(frozen=True)
+class SkipCounts:
+    """The counts of one process since they were last put together with those of the others."""
 
-    `count` returns the newly skipped samples, which belong in skipped.jsonl. The share is a share of slots. It therefore does
-    not change if the same bad file is met again in every epoch. Nothing is judged before `min_seen` samples.
+    num_seen: int = 0
+    num_skipped: int = 0
+    new: tuple[tuple[int, Skipped], ...] = ()
+    """Skipped samples that were not known yet, each with the step that it was skipped in."""
+    last: Skipped | None = None
+    """The latest skipped sample, known or not."""
+
+
+class SkipLedger:
+    """Counts the samples that the loaders of all processes skipped, and stops the run if there are too many.
+
+    `count` counts what this process has seen. `merge` puts the counts of all processes together, so that they all know, write
+    and judge the same. The share is a share of slots. It therefore does not change if the same bad file is met again in every
+    epoch. Nothing is judged before `min_seen` samples.
     """
 
     def __init__(
@@ -59,21 +74,45 @@ class SkipLedger:
         self.max_share = max_share
         self.min_seen = min_seen
         self.num_seen = num_seen
+        """Samples of all processes, up to the last `merge`."""
         self.num_skipped = num_skipped
+        """Those of them that were skipped."""
         self._names = set(known)
         self._last: Skipped | None = None
+        self._own = SkipCounts()
 
-    def count(self, batch: Batch) -> list[Skipped]:
-        """Counts a batch. Returns those of its skipped samples that were not known yet."""
-        self.num_seen += len(batch.sample_ids)
-        self.num_skipped += len(batch.skipped)
-        new = [skipped for skipped in batch.skipped if skipped.name not in self._names]
-        self._names.update(skipped.name for skipped in new)
-        self._last = batch.skipped[-1] if batch.skipped else self._last
-        return new
+    def count(self, batch: Batch, step: int) -> None:
+        """Counts a batch that this process has used in `step`."""
+        seen, skipped = self._own.num_seen + len(batch.sample_ids), self._own.num_skipped + len(batch.skipped)
+        last = batch.skipped[-1] if batch.skipped else self._own.last
+        new = tuple((step, sample) for sample in batch.skipped if sample.name not in self._names)
+        self._own = SkipCounts(seen, skipped, self._own.new + new, last)
+
+    def take(self) -> SkipCounts:
+        """The counts of this process since the last call, to be sent to all processes."""
+        taken, self._own = self._own, SkipCounts()
+        return taken
+
+    def merge(self, counts: Sequence[SkipCounts]) -> list[tuple[int, Skipped]]:
+        """Adds the counts of all processes, in their order. Returns the newly skipped samples, which belong in skipped.jsonl.
+
+        Each comes with the step that it was first skipped in. Earlier steps come first.
+        """
+        found: list[tuple[int, Skipped]] = []
+        for step, sample in sorted(chain.from_iterable(part.new for part in counts), key=lambda pair: pair[0]):
+            if sample.name not in self._names:
+                self._names.add(sample.name)
+                found.append((step, sample))
+        self.num_seen += sum(part.num_seen for part in counts)
+        self.num_skipped += sum(part.num_skipped for part in counts)
+        self._last = next((part.last for part in reversed(counts) if part.last is not None), self._last)
+        return found
 
     def raise_if_too_many(self) -> None:
-        """Raises Refusal if more than `max_share` were skipped. Call it after the samples are written down."""
+        """Raises Refusal if more than `max_share` were skipped, in all processes alike.
+
+        Call it after `merge`, and after the samples are written down.
+        """
         if self.num_seen < self.min_seen or self.num_skipped <= self.max_share * self.num_seen:
             return
         last = self._last or Skipped("see skipped.jsonl", "unreadable")

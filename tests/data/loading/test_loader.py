@@ -2,18 +2,18 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.loading import loader as loader_module
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, ShardRecord, open_splits
 from openjepa.data.views import crop_and_resize, crop_box
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
@@ -200,6 +200,26 @@ def test_names_of_samples(images: ListSource) -> None:
         assert loader.num_images == (45 if source is images else None)
         loader.close()
     assert loader.name(10**6) == "sample 1000000 of the stream"
+
+
+def test_time_spent_waiting_for_data_is_counted(images: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only reading moves: what the user of the batches does between two of them does not count."""
+    now = [0.0]
+
+    class Slow(Shards):
+        def read_shard(self, shard: int) -> Iterator[ShardRecord]:
+            for record in super().read_shard(shard):
+                now[0] += 1.0
+                yield record
+
+    monkeypatch.setattr(loader_module, "monotonic", lambda: now[0])
+    settings = HuggingFaceSettings(image_size=16, window=1)
+    loader = TrainingLoader(Slow(images, (45,)), settings, INPUTS, RecordingSampler(), BatchPlan(4, 4), SEED, 0, CPU)
+    waited = []
+    for _ in loader.iterate(0, START, 3):
+        waited.append(loader.seconds_waited)
+        now[0] += 100.0
+    assert waited == [20.0, 24.0, 28.0], "a step of four and sixteen spares, then four more each"
 
 
 def test_starting_workers_leaves_the_global_generator_alone(images: ListSource) -> None:

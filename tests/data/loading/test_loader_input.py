@@ -15,9 +15,7 @@ from openjepa.data.loading import cache as cache_module
 from openjepa.data.loading import loader as loader_module
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
-from openjepa.data.loading.unreadable import SkipLedger
-from openjepa.data.loading.workers import check_shared_memory, choose_workers, parallel_map
-from openjepa.data.passes import evaluation_batches
+from openjepa.data.passes import check_shared_memory, choose_workers, evaluation_batches, parallel_map
 from openjepa.data.source import ListSource, ShardRecord
 from openjepa.data.views import evaluation_view
 from openjepa.settings.sources import FolderSettings
@@ -86,25 +84,6 @@ def test_a_long_run_of_unreadable_images_stops_a_stream(images: ListSource) -> N
 
     with pytest.raises(ValueError, match=r"24 images in a row cannot be used; the first is .*png: empty file"):
         load(Broken(images, (45,)), 1)
-
-
-def test_the_ledger_counts_lists_once_and_stops_above_the_share() -> None:
-    def batch(*names: str) -> Batch:
-        skipped = tuple(Skipped(name, "empty file") for name in names)
-        return Batch(torch.zeros(100, dtype=torch.int64), {}, skipped=skipped)
-
-    ledger = SkipLedger(0.05)
-    assert [skip.name for skip in ledger.count(batch("a", "b"))] == ["a", "b"]
-    assert [skip.name for skip in ledger.count(batch("a", "c"))] == ["c"]
-    assert ledger.count(batch("a")) == []
-    ledger.raise_if_too_many()
-    assert (ledger.num_seen, ledger.num_skipped) == (300, 5)
-    assert len(ledger.count(batch(*[f"x{i}" for i in range(20)]))) == 20  # to be written down before the run stops
-    with pytest.raises(ValueError, match=r"25 of 400 images .* data.max_skipped=0.05; the last: x19 \(empty file\)"):
-        ledger.raise_if_too_many()
-    early = SkipLedger(0.05)
-    early.count(batch(*[f"x{i}" for i in range(90)]))
-    early.raise_if_too_many()  # too few seen to judge
 
 
 # --------------------------------------------------------------------------------------------------------------- caches

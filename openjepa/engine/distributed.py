@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal
@@ -70,9 +71,9 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
-    the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
-    others raise RepeatedRefusal.
+    the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
+    be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
+    the first of them tells it: the others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
@@ -101,16 +102,21 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
     try:
+        store, number, total = next(iter(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds))))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
+            store=store,
+            rank=number,
+            world_size=total,
             timeout=timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, TimeoutError) as error:
         here = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Refusal(
-            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
+            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {meeting_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
         ) from error
 

@@ -67,7 +67,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
@@ -78,7 +78,7 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
     if launched() == 1 or is_active():
         yield
         return
-    _join(device, timeout_seconds)
+    _join(torch.device(device), timeout_seconds)
     with contextlib.ExitStack() as silence:
         if not is_main():
             silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))  # noqa: PTH123

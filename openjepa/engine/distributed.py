@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 import openjepa
@@ -33,6 +34,17 @@ PATIENT_SECONDS = 86_400.0
 noticed at once all the same; only one that hangs is not."""
 
 
+_store: Store | None = None
+"""Numbers that all processes see, even if one of them hangs."""
+_doing = "the meeting of the processes"
+
+
+def doing(what: str) -> None:
+    """Notes what this process does next, for the error if the other processes do not come: `the gradients of step 12`."""
+    global _doing
+    _doing = what
+
+
 def launched() -> int:
     """Number of processes that a launcher says it has started (WORLD_SIZE); 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -41,6 +53,11 @@ def launched() -> int:
 def local_rank() -> int:
     """Number of this process among those of its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
+
+
+def restarts() -> int:
+    """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_active() -> bool:
@@ -79,10 +96,11 @@ def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS)
         yield
         return
     _join(torch.device(device), timeout_seconds)
-    with contextlib.ExitStack() as silence:
+    with contextlib.ExitStack() as block:
         if not is_main():
-            silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
-        silence.enter_context(_told_once())
+            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        block.enter_context(_told_once())
+        block.enter_context(_explain_lost(timeout_seconds))
         _check_versions()
         yield
     # only after a block without an error: the others may be gone already, and leaving waits for them
@@ -102,15 +120,19 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # a hang leaves a file that names the collective of every process
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    global _store
     meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
     try:
-        store, number, total = next(iter(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds))))
+        _store, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
-            store=store,
-            rank=number,
-            world_size=total,
             timeout=timedelta(seconds=timeout_seconds),
+            store=_store,
+            rank=number,
+            world_size=processes,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, TimeoutError) as error:
@@ -118,6 +140,29 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(
             f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {meeting_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
+        ) from error
+
+
+_LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")
+"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors."""
+
+
+@contextmanager
+def _explain_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns the error of a collective that the other processes did not take part in into a Refusal."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        words = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
+            raise
+        is_late = "imed out" in words or "imeout" in words
+        cause = (
+            f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)" if is_late else "ended or cannot be reached"
+        )
+        raise Refusal(
+            f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
+            f"has the cause. The same command goes on from the last checkpoint. ({words.splitlines()[0][:300]})"
         ) from error
 
 
@@ -132,21 +177,18 @@ def _told_once() -> Iterator[None]:
     except RepeatedRefusal:
         raise
     except Refusal as error:
-        if _refusals(add=1) > 1:
+        if _refusals_so_far() > 0:
             raise RepeatedRefusal(str(error)) from error
         raise
-    except RuntimeError as error:
-        if _refusals(add=0) > 0:
-            raise RepeatedRefusal("another process has refused") from error
-        raise
 
 
-def _refusals(add: int) -> int:
-    """Number of refusals of all processes, with `add` new ones of this process."""
+def _refusals_so_far() -> int:
+    """Number of refusals of other processes before one of this process, which is counted here."""
+    assert _store is not None
     try:
-        return int(distributed_c10d._get_default_store().add("refusals", add))
-    except dist.DistError:  # the process that counted has ended, with a message of its own
-        return 1 + add
+        return int(_store.add("refusals", 1)) - 1
+    except dist.DistError:  # the process that counts has ended, with a message of its own
+        return 1
 
 
 def _check_versions() -> None:
@@ -187,12 +229,30 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     If the loss is the mean of the processes' own losses, and their gradients are averaged (as DDP and FSDP do), then the
     gradient through this sum is the one that a single process with all the data would have.
     """
-    return _Sum.apply(value) if is_active() else value  # type: ignore[no-untyped-call]
+    if not is_active() or value.is_meta:  # costs are counted on the meta device, whose tensors have no values
+        return value
+    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of `value` over all processes, which has gradients like `sum_over_ranks`."""
     return sum_over_ranks(value) / world_size() if is_active() else value
+
+
+def var_mean_over_ranks(rows: Float[Tensor, "n D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Biased variance and mean of each column over the rows of all processes, with gradients like `sum_over_ranks`.
+
+    The number of rows n may differ between processes.
+    """
+    variance, mean = torch.var_mean(rows, dim=0, correction=0)
+    if world_size() == 1:
+        return variance, mean
+    # mean of the variances + variance of the means; fp64, because the latter is a difference of squares
+    own_mean, own_variance = mean.double(), variance.double()
+    sums = len(rows) * torch.stack([torch.ones_like(own_mean), own_mean, own_variance + own_mean.square()])
+    number, first, second = sum_over_ranks(sums)
+    of_all = first / number
+    return (second / number - of_all.square()).clamp(min=0).to(rows.dtype), of_all.to(rows.dtype)
 
 
 def rows_of_all(rows: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ from openjepa.engine.checkpoint_files import (
     damage,
     flush_folder,
     flushed_text,
+    manifest_of,
     newest_first,
     prune,
-    read_manifest,
     set_aside,
     step_folder,
     write_failed,
@@ -300,7 +300,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _problem(folder: Path) -> str | None:
     """Words for what is wrong with a checkpoint; None if it is whole."""
-    files = distributed.from_main(lambda: read_manifest(folder))
+    files = distributed.from_main(lambda: manifest_of(folder))
     if files is None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))

@@ -102,7 +102,7 @@ def flushed_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> dict[str, Checksum] | None:
+def manifest_of(folder: Path) -> dict[str, Checksum] | None:
     """The checksums that the manifest of a checkpoint holds; None if it cannot be read."""
     entries = readable_object(folder / MANIFEST)
     if entries is None or not all(map(_is_entry, entries.values())):

@@ -34,6 +34,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,12 +61,12 @@ from openjepa.engine.checkpoint_files import (
     Checksum,
     begin_checkpoint,
     checksums,
-    first_damage,
+    damage,
     flush_folder,
     flushed_text,
+    manifest_of,
     newest_first,
     prune,
-    read_manifest,
     set_aside,
     step_folder,
     write_failed,
@@ -299,12 +300,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def _problem(folder: Path) -> str | None:
     """Words for what is wrong with a checkpoint; None if it is whole."""
-    files = distributed.from_main(lambda: read_manifest(folder))
+    files = distributed.from_main(lambda: manifest_of(folder))
     if files is None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))
-    own = {name: files[name] for name in largest_first[distributed.rank() :: distributed.world_size()]}
-    return next((problem for problem in distributed.gathered(first_damage(folder, own)) if problem is not None), None)
+    found = distributed.shared([partial(damage, folder / name, files[name]) for name in largest_first])
+    return next((f"{name} {words}" for name, words in zip(largest_first, found, strict=True) if words is not None), None)
 
 
 def set_broken_aside(folder: Path, latest: Path | None) -> None:

@@ -102,7 +102,7 @@ def flushed_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_manifest(folder: Path) -> dict[str, Checksum] | None:
+def manifest_of(folder: Path) -> dict[str, Checksum] | None:
     """The checksums that the manifest of a checkpoint holds; None if it cannot be read."""
     entries = readable_object(folder / MANIFEST)
     if entries is None or not all(map(_is_entry, entries.values())):
@@ -110,17 +110,14 @@ def read_manifest(folder: Path) -> dict[str, Checksum] | None:
     return {name: (size, digest) for name, (size, digest) in entries.items()}
 
 
-def first_damage(folder: Path, files: Mapping[str, Checksum]) -> str | None:
-    """Words for the first of `files` that is not as its checksum says; None if all are."""
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _digest(path) != digest:
-            return f"{name} does not match its checksum"
-    return None
+def damage(path: Path, checksum: Checksum) -> str | None:
+    """Words for how a file differs from its checksum; None if it does not."""
+    size, digest = checksum
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != size:
+        return f"has {path.stat().st_size} bytes instead of {size}"
+    return None if _digest(path) == digest else "does not match its checksum"
 
 
 def _digest(path: Path) -> str:

@@ -85,18 +85,18 @@ def is_main() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
-    the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
-    others raise RepeatedRefusal.
+    the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
+    be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
+    the first of them tells it: the others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
         return
-    _join(device, timeout_seconds)
+    _join(torch.device(device), timeout_seconds)
     with contextlib.ExitStack() as block:
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
@@ -125,12 +125,12 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
     global _store
-    limit = timedelta(seconds=timeout_seconds)
+    meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
     try:
-        _store, number, processes = next(rendezvous("env://", timeout=limit))
+        _store, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
-            timeout=limit,
+            timeout=timedelta(seconds=timeout_seconds),
             store=_store,
             rank=number,
             world_size=processes,
@@ -139,7 +139,7 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
     except (dist.DistError, TimeoutError) as error:
         here = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Refusal(
-            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
+            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {meeting_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
         ) from error
 

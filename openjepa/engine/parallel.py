@@ -1,13 +1,12 @@
 """How one method is trained by several processes: replicated (DDP) or with divided weights (FSDP2).
 
 The loop calls the module of `over_processes` instead of the method in `forward` only. All else (names of parameters, the
-optimizer, `after_step`, looks, checkpoints) uses the method itself. The moving average has no gradients, so DDP leaves it
+optimizer, `after_step`, looks, checkpoints) uses the method itself. The target encoder has no gradients, so DDP leaves it
 alone. FSDP2 divides it exactly like the network that it follows, so that its update needs no communication.
 """
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -88,7 +87,7 @@ def _divide(method: nn.Module, settings: ParallelSettings, device: torch.device,
     for network in _networks(method):
         for block in (module for module in network.modules() if isinstance(module, Block)):
             fully_shard(block, mesh=mesh, mp_policy=of_blocks, reshard_after_forward=True)
-        # also the root: else its weights would stay whole after a forward without backward, and the average would miss them
+        # also the root: else its weights would stay whole after a forward without backward, and their average would not move
         fully_shard(network, mesh=mesh, mp_policy=of_others, reshard_after_forward=True)
 
 
@@ -103,18 +102,16 @@ def _networks(method: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-@contextmanager
-def accumulating(module: nn.Module, is_last: bool) -> Iterator[None]:
-    """Around the forward and backward of a microbatch: gradients are reduced over the processes only after the last one."""
-    divided = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    for part in divided:
-        part.set_requires_gradient_sync(is_last, recurse=False)
-    is_replicated = isinstance(module, DistributedDataParallel)
-    with module.no_sync() if is_replicated and not is_last else nullcontext():  # type: ignore[operator]
-        yield
+def accumulate(module: nn.Module, is_last: bool) -> None:
+    """Call it before a microbatch: gradients are reduced over the processes only after the last one of a step."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(is_last, recurse=False)
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = is_last  # what its context manager `no_sync` sets
 
 
-def described(strategy: Strategy, settings: ParallelSettings, device: torch.device) -> Sequence[str]:
+def processes_line(strategy: Strategy, settings: ParallelSettings, device: torch.device) -> Sequence[str]:
     """Words for the introduction of a run: number of processes and strategy. Empty for a single process."""
     if strategy == "single":
         return ()

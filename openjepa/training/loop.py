@@ -21,7 +21,7 @@ from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.parallel import accumulating, choose_strategy, described, over_processes, prepare_blocks
+from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks, processes_line
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.models.transformer import set_slots
@@ -92,7 +92,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
     method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
     plan = BatchPlan(optim.batch_size, microbatch(config), distributed.rank(), processes, config.masks.group_size)
     lines = introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch)
-    for line in (*lines, *described(strategy, config.parallel, device)):
+    for line in (*lines, *processes_line(strategy, config.parallel, device)):
         print(line)
     if dry_run:
         if weights is not None:  # else the weights are random, or those of a checkpoint
@@ -180,9 +180,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
                 # all microbatches of all processes draw the numbers of the whole batch, and each uses those of its images
                 torch.manual_seed(derive("step", seed, step, 0))
                 set_slots(method, plan.first_slot(number), plan.microbatch_size, plan.batch_size)
-                with accumulating(trained, is_last=number + 1 == plan.num_microbatches):
-                    output = _forward(trained, batch, progress, config, device, precision)
-                    torch.autograd.backward(output.total / plan.num_microbatches)
+                accumulate(trained, is_last=number + 1 == plan.num_microbatches)
+                output = _add_gradients(trained, batch, progress, config, device, precision, plan.num_microbatches)
                 meter.add(output, batch)
 
             # finite? clip, step, update the target encoder
@@ -244,12 +243,15 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
     return folder.path
 
 
-def _forward(
-    trained: nn.Module, batch: Batch, progress: Progress, config: RunConfig, device: torch.device, precision: str
+def _add_gradients(
+    trained: nn.Module, batch: Batch, progress: Progress, config: RunConfig, device: torch.device, precision: str, parts: int
 ) -> LossOutput:
+    """Forward and backward of one of the `parts` of this process in a step."""
     on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
     with autocast(device, precision):
-        return trained(on_device, progress)  # type: ignore[no-any-return]
+        output: LossOutput = trained(on_device, progress)
+    torch.autograd.backward(output.total / parts)
+    return output
 
 
 def _timed(state: TrainerState, clock: LoopClock) -> TrainerState:

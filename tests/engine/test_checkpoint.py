@@ -17,6 +17,7 @@ import torch
 from openjepa.engine import checkpoint, checkpoint_files
 from openjepa.engine.checkpoint import (
     CheckpointWriter,
+    check_fits,
     latest_checkpoint,
     load_checkpoint,
     read_state,
@@ -124,6 +125,22 @@ def test_two_newest_and_every_kth_are_kept(tmp_path: Path) -> None:
     for number in range(1, 8):
         save_checkpoint(tmp_path, model, optimizer, state_at(number), keep_every=3)
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7]
+
+
+def test_a_checkpoint_of_the_version_before_several_processes_is_continued(tmp_path: Path) -> None:
+    """`data/step_00000003` was written at commit 5a6eb6d: three steps of the network of seed 0."""
+    saved = shutil.copytree(Path(__file__).parent / "data" / "step_00000003", tmp_path / "step_00000003")
+    model, optimizer = make(0)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    assert latest_checkpoint(tmp_path) == saved
+    expected = copies(model, optimizer)
+    torch.testing.assert_close(loaded(saved), expected)  # another processor may round differently
+    other, other_optimizer = make(1)
+    check_fits(saved, other)
+    assert load_checkpoint(saved, other, other_optimizer) == state_at(3)
+    path = save_checkpoint(tmp_path, other, other_optimizer, state_at(4))
+    assert latest_checkpoint(tmp_path) == path and equal(loaded(path), loaded(saved))
 
 
 # ----------------------------------------------------------------------------------------- written beside the training

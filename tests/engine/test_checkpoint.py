@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -236,6 +237,33 @@ def test_a_disk_that_fills_during_the_write_leaves_the_checkpoint_before(
         writer.finish()  # the error was told once
         writer.save(state_at(3))
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000003"
+
+
+def test_the_error_of_the_disk_is_told_even_amid_a_tensor(tmp_path: Path) -> None:
+    """torch then says that its file has an unexpected position. The limit of the system stands for a disk that fills."""
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    good = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with CheckpointWriter(tmp_path, model, optimizer) as writer, pytest.raises(Refusal, match=os.strerror(errno.EFBIG)):
+            writer.save(state_at(2))
+            writer.finish()
+        assert latest_checkpoint(tmp_path) == good and len(list(tmp_path.iterdir())) == 1
+
+    process = in_process(work)
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "there"
+    file.write_text("content")
+    files = checkpoint_files.checksums(tmp_path, [file])
+    file.unlink()
+    with pytest.raises(Refusal, match=f"{file} was written by another process.*a disk that all machines share"):
+        checkpoint_files.write_manifest(tmp_path, files)
 
 
 def test_an_error_of_the_write_does_not_hide_that_of_the_training(

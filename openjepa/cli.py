@@ -29,6 +29,7 @@ examples:
 COMMANDS = {
     "quickstart": "train, evaluate and report on packaged scenes in minutes",
     "train": "train an encoder on your images",
+    "plan": "what a run needs on any number of GPUs: memory, time, data",
     "recipes": "the named runs that train starts from, or all settings of one",
     "evaluate": "k-NN and linear probes of an encoder",
     "visualize": "pictures of what an encoder has learned",

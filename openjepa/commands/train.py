@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -107,6 +107,9 @@ class TrainOptions:
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
+OptionsOfRun = TypeVar("OptionsOfRun", bound=TrainOptions)
+
+
 def train(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa train`: pretrains an encoder."""
     from openjepa.system.console import say
@@ -158,18 +161,26 @@ def _option_value(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
+def parse_train(
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    details: str = "",
+    options_type: type[OptionsOfRun] = TrainOptions,  # type: ignore[assignment]
+    common: Sequence[str] = TRAIN_COMMON,
+) -> tuple[RunConfig, OptionsOfRun]:
     """The settings of the run that `openjepa train ...` describes, and its other options.
 
-    Prints help and exits if `argv` asks for it. Derived settings are None until `openjepa.settings.derived.resolve`. Raises
+    `options_type`: the dataclass of another command that takes the options of `openjepa train`, too. `common`: its options that
+    help shows first. Prints help and exits if `argv` asks for it. Derived settings are None until `openjepa.settings.derived.resolve`. Raises
     Refusal if an option, a recipe or a file cannot be used.
     """
     argv = with_long_names(argv)
-    argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
+    argv = positionals_first(options_type, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
     start = unless_help(argv, lambda: _starting_point(argv), lambda: load_recipe(SHOWN_RECIPE))
     config = without_overruled(select_components(start, argv), given_settings(argv))
-    defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
-    options = parse(TrainOptions, argv, prog, description, defaults, details, TRAIN_COMMON)
+    defaults = options_type(**{name: getattr(config, name) for name in _GROUPS})
+    options = parse(options_type, argv, prog, description, defaults, details, common)
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
 
 

@@ -8,19 +8,19 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
-from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.ranges import (
+from openjepa.settings.fields import (
     ABOVE_0,
     AT_LEAST_1,
     AT_LEAST_2,
     POSITIVE,
     SHARE_ABOVE_0,
+    NamesOf,
     Range,
     as_option,
     at_least,
     check_ranges,
 )
-from openjepa.settings.registry import NamesOf
+from openjepa.settings.models import ModelSettings, Size
 from openjepa.settings.run import SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
 

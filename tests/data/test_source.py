@@ -141,7 +141,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
 
 
 def test_scenes_are_known_by_their_pictures(tmp_path: Path) -> None:
-    from openjepa.data import open_splits
+    from openjepa.data.source import open_splits
     from openjepa.settings.sources import ScenesSettings
 
     write_clevr(tmp_path / "scenes", {"train": [[9.2, 8.0, 11]], "val": [[8.6] * 10]})

@@ -25,8 +25,8 @@ from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_fi
 from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
+from openjepa.settings.fields import as_option, check_ranges
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import Say, progress, silent
 from openjepa.system.shared_files import Claim

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from openjepa.commands.parsing.arguments import Unprefixed
-from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_train
+from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_run
 from openjepa.settings.experiments import PlanSettings
+from openjepa.settings.fields import as_option, check_ranges
 
 PLAN_HELP = """What a run needs on GPUs that you do not have yet: FLOPs, memory, bytes sent, time, images/s and CPU cores.
 Takes every option of `openjepa train`. Needs neither the images nor a GPU.
@@ -33,7 +34,8 @@ class PlanOptions(TrainOptions):
 
 def plan(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa plan`: plans a run."""
-    config, options = parse_train(argv, prog, PLAN_HELP, options_type=PlanOptions, common=PLAN_COMMON)
+    config, options = parse_run(PlanOptions, argv, prog, PLAN_HELP, common=PLAN_COMMON)
+    check_ranges(options.plan, said=as_option)
     from openjepa.experiments.plan_tables import plan_as_json, print_plan
     from openjepa.experiments.run_plan import make_run_plan
     from openjepa.training.init import settled

@@ -168,19 +168,24 @@ def _option_value(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse_train(
+def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
+    """`parse_run` for `openjepa train` itself."""
+    return parse_run(TrainOptions, argv, prog, description, details)
+
+
+def parse_run(
+    options_type: type[OptionsOfRun],
     argv: Sequence[str],
     prog: str,
     description: str,
     details: str = "",
-    options_type: type[OptionsOfRun] = TrainOptions,  # type: ignore[assignment]
     common: Sequence[str] = TRAIN_COMMON,
 ) -> tuple[RunConfig, OptionsOfRun]:
-    """The settings of the run that `openjepa train ...` describes, and its other options.
+    """The settings of the run that the options of `openjepa train` describe, and the other options of a command.
 
-    `options_type`: the dataclass of another command that takes the options of `openjepa train`, too. `common`: its options that
-    help shows first. Prints help and exits if `argv` asks for it. Derived settings are None until `openjepa.settings.derived.resolve`. Raises
-    Refusal if an option, a recipe or a file cannot be used.
+    `options_type`: TrainOptions or, for another command, a dataclass that adds its own options. `common`: the options that help
+    shows without --help-all. Prints help and exits if `argv` asks for it. Derived settings are None until
+    `openjepa.settings.derived.resolve`. Raises Refusal if an option, a recipe or a file cannot be used.
     """
     argv = with_long_names(argv)
     argv = positionals_first(options_type, argv, is_needed=not {"config", "run.init"} & given_settings(argv))

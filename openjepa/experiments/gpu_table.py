@@ -11,15 +11,16 @@ TRAFFIC = 0.0070
 """Bytes that move through a GPU's memory for each FLOP of a large Vision Transformer: the mean of 0.0065 and 0.0075, which
 follow from two measurements. NVIDIA trains ViT-g/14 at 693 images/s on eight A100 and at 1,428 on eight H100 (NeMo 24.07 user
 guide, "Vision Transformer, Performance"), 45 % and 29 % of the stated peaks. `expected_mfu` gives 43 % and 30 %."""
-PAPER_SHARE = 0.44
+PAPER_SHARE = 0.445
 """Smallest share of `expected_mfu` that the only published run of I-JEPA can have reached: ViT-H/14 on 16 A100 in under 72
 hours (arXiv 2301.08243, introduction). The time of a run may be longer by as much."""
 COLLECTIVES = 0.8
 """Share of a stated bandwidth that large collectives reach. NCCL's own cost model has 235 of 300 GB/s for the A100."""
 MEMORY = 0.8
 """Share of the memory bandwidth that the optimizer reaches. Assumed."""
-LINK_SECONDS, NETWORK_SECONDS, START_SECONDS = 3.4e-6, 14e-6, 8.4e-6
-"""Latency of a collective: of each hop within a node, of each hop between nodes, and in addition (NCCL's cost model, rings)."""
+START_SECONDS, LINK_SECONDS, NETWORK_SECONDS, TREE_SECONDS = 14e-6, 1.9e-6, 4e-6, 8.5e-6
+"""Latencies of a collective in NCCL's cost model (protocol LL128): once, of a hop within a node, of a hop between nodes in a
+ring, and of one in a tree."""
 
 
 @dataclass(frozen=True)

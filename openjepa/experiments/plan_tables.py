@@ -1,8 +1,10 @@
 """The plan of a run as a table for people and as JSON for programs."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
@@ -27,12 +29,13 @@ def print_plan(plan: RunPlan) -> None:
         console.print(line, soft_wrap=True)
     possible = [column for column in plan.columns if column.problem is None]
     table = Table("", *(f"{column.gpus} GPU{'s' * (column.gpus > 1)}" for column in possible), box=SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table.columns[0].no_wrap = True
+    for shown in table.columns[1:]:
+        shown.justify = "right"
     for title, rows in _sections(plan):
         table.add_row(title, style="bold")
-        for name, shown in rows:
-            table.add_row(f"  {name}", *map(shown, possible))
+        for name, show in rows:
+            table.add_row(f"  {name}", *map(show, possible))
     console.print(table)
     for column in plan.columns:
         if column.problem is not None:
@@ -49,14 +52,14 @@ def _about(run: PlannedRun) -> list[str]:
         f"weights  {format_count(run.trained_weights)} trained{average}",
         f"FLOPs    {format_count(run.step_flops)} an image and step (forward: {forward}); {run.total_flops:.3g} in all",
         f"GPU      {run.gpu}, {run.precision}; expected utilization of its peak {run.mfu:.0%}",
-        f"disk     {decimal(run.checkpoint_bytes)} a checkpoint, {decimal(run.disk_bytes)} with those that are kept and exports",
+        f"disk     {decimal(run.checkpoint_bytes)} a checkpoint; {decimal(run.disk_bytes)} with all that are kept, and exports",
     ]
 
 
 def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
     """Titles of the sections of the table, and their rows."""
-    kinds = list(dict.fromkeys((fit.strategy, fit.recompute) for column in plan.columns for fit in column.fits))
-    is_range = plan.columns[0].hours_at_most is not None or any(column.hours_at_most is not None for column in plan.columns)
+    kinds = list(dict.fromkeys((way.strategy, way.recompute) for column in plan.columns for way in column.ways))
+    has_pace = any(column.hours_at_paper_pace is not None for column in plan.columns)
     return [
         (
             "division",
@@ -68,13 +71,14 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
                 ("  in microbatches", lambda column: f"{column.microbatches} x {column.microbatch}"),
             ],
         ),
-        ("largest microbatch", [(_kind(*kind), lambda column, kind=kind: _largest(column, *kind)) for kind in kinds]),  # type: ignore[misc]
+        ("all ways: largest microbatch, hours", [(_kind(*kind), partial(_way, *kind)) for kind in kinds]),
         (
             "memory of a GPU",
             [
                 *((item.name.replace("_", " "), _memory(item.name)) for item in fields(MemoryParts)),
                 ("reserved", lambda column: decimal(round(RESERVED * column.memory_limit))),
-                ("all", lambda column: f"{decimal(round(column.memory_bytes))} of {decimal(round(column.memory_limit))}"),
+                ("all", lambda column: decimal(round(column.memory_bytes))),
+                ("it has", lambda column: decimal(round(column.memory_limit))),
             ],
         ),
         (
@@ -99,10 +103,10 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
             "the run",
             [
                 ("images/s", lambda column: f"{column.images_per_second:,.0f}"),
-                ("CPU cores that make the views", lambda column: f"{column.decoding_cores:,.0f}"),
-                ("  on each node", lambda column: f"{column.decoding_cores / column.nodes:,.0f}"),
+                ("CPU cores that make the views", lambda column: f"{math.ceil(column.decoding_cores):,}"),
+                ("  on each node", lambda column: f"{math.ceil(column.decoding_cores / column.nodes):,}"),
                 ("hours", lambda column: f"{column.hours:,.1f}"),
-                *([("  at the most", _at_most)] if is_range else []),
+                *([("  at the pace of the paper", _at_paper_pace)] if has_pace else []),
                 ("GPU hours", lambda column: f"{column.gpu_hours:,.0f}"),
             ],
         ),
@@ -113,9 +117,11 @@ def _kind(strategy: str, recompute: bool) -> str:
     return f"{strategy}{', recomputed' if recompute else ''}"
 
 
-def _largest(column: GpuColumn, strategy: str, recompute: bool) -> str:
-    found = next((fit for fit in column.fits if (fit.strategy, fit.recompute) == (strategy, recompute)), None)
-    return "-" if found is None else "none fits" if found.microbatch is None else str(found.microbatch)
+def _way(strategy: str, recompute: bool, column: GpuColumn) -> str:
+    found = next((way for way in column.ways if (way.strategy, way.recompute) == (strategy, recompute)), None)
+    if found is None:
+        return "-"
+    return "does not fit" if found.microbatch is None else f"{found.microbatch}, {found.hours:,.1f}"
 
 
 def _memory(part: str) -> Shown:
@@ -126,5 +132,5 @@ def _milliseconds(part: str) -> Shown:
     return lambda column: f"{1000 * getattr(column.step, part):.1f}"
 
 
-def _at_most(column: GpuColumn) -> str:
-    return f"{column.hours_at_most or 0:,.1f}"
+def _at_paper_pace(column: GpuColumn) -> str:
+    return f"{column.hours_at_paper_pace or 0:,.1f}"

@@ -13,8 +13,8 @@ import torch
 
 from openjepa.checks import check
 from openjepa.config import nearest_names
-from openjepa.data import open_splits
 from openjepa.data.datasets.benchmarks import BENCHMARKS
+from openjepa.data.source import open_splits
 from openjepa.engine.costs import StepCosts
 from openjepa.engine.parallel import Strategy, choose_strategy
 from openjepa.engine.parallel_costs import Division, MemoryParts, SentBytes, memory_parts, own_numbers, sent_bytes
@@ -69,13 +69,14 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class LargestFit:
-    """The largest microbatch that fits into the memory of a GPU."""
+class WayToTrain:
+    """A strategy, with or without recomputation: the largest microbatch that fits into a GPU, and the hours of the run."""
 
-    strategy: str
+    strategy: Strategy
     recompute: bool
     microbatch: int | None
     """None: not even a single image fits."""
+    hours: float | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class GpuColumn:
     microbatch: int = 0
     microbatches: int = 0
     """Number of microbatches of one GPU in a step."""
-    fits: tuple[LargestFit, ...] = ()
+    ways: tuple[WayToTrain, ...] = ()
     memory: MemoryParts | None = None
     memory_bytes: float = 0.0
     """All parts of the memory, and what is reserved."""
@@ -109,9 +110,9 @@ class GpuColumn:
     """Share of the peak of all GPUs that the run gets."""
     images_per_second: float = 0.0
     decoding_cores: float = 0.0
-    """CPU cores that make the views of so many images, on all nodes together."""
+    """CPU cores that make the views of these images, on all nodes together."""
     hours: float = 0.0
-    hours_at_most: float | None = None
+    hours_at_paper_pace: float | None = None
     """Hours if the steps are as slow as those of the I-JEPA paper can have been. None if the user says the MFU."""
     gpu_hours: float = 0.0
 
@@ -134,7 +135,7 @@ def make_run_plan(config: RunConfig, settings: PlanSettings) -> RunPlan:
     precision = _usable_precision(config.run.precision, gpu)
     check(config)
     images = _training_images(config, settings)
-    steps, per_epoch = length_of(config.optim, images)
+    steps, per_epoch = length_of(resolve(config).optim, images)
     whole = resolve(config, steps)
     view = default_view(whole.data)
     sampler = MASKS[whole.masks.strategy].load()(whole.masks, whole.model.grid(view.size))
@@ -225,28 +226,20 @@ class _Planner:
 
     def column(self, number: int) -> GpuColumn:
         """The run on `number` GPUs."""
-        machines = self._machines(number)
-        batch = self.config.optim.batch_size
+        machines, batch = self._machines(number), self.config.optim.batch_size
         if batch % number:
             return GpuColumn(number, machines.nodes, _divided_badly(batch, number))
         if problems := refused([partial(check, self.config, number)]):
             return GpuColumn(number, machines.nodes, "; ".join(problems))
         config = resolve(self.config, self.run.steps, number)
-        share = batch // number
-        sizes = divisors(math.gcd(share, config.masks.group_size or share))
         strategies: tuple[Strategy, ...] = ("single",) if number == 1 else ("ddp", "fsdp2")
-        fits = tuple(
-            LargestFit(strategy, recompute, self._largest(number, share, sizes, strategy, recompute))
-            for strategy in strategies
-            for recompute in (False, True)
-        )
+        ways = tuple(self._way(config, machines, strategy, recompute) for strategy in strategies for recompute in (False, True))
         strategy = choose_strategy(config.parallel, config.model.shape(), GPU_DEVICE.type, number)
-        largest = next(fit.microbatch for fit in fits if (fit.strategy, fit.recompute) == (strategy, config.run.recompute))
-        if largest is None:
-            return GpuColumn(number, machines.nodes, _too_large(strategy, config.run.recompute, fits, self.gpu), fits=fits)
-        own = config.optim.microbatch_size or share
-        microbatch = own if own <= largest else max(size for size in sizes if size <= min(own, largest))
-        return self._planned(machines, self._division(number, share // microbatch, strategy, config.run.recompute), share, fits)
+        division = self._division(config, machines, strategy, config.run.recompute)
+        if division is None:
+            problem = _too_large(strategy, config.run.recompute, ways, self.gpu)
+            return GpuColumn(number, machines.nodes, problem, ways=ways)
+        return self._on(machines, division, ways)
 
     def _machines(self, number: int) -> Machines:
         within, between = self.gpu.link, self.gpu.network
@@ -254,36 +247,54 @@ class _Planner:
             within, between = (1e9 * value for value in self.settings.bandwidth)
         return Machines(self.gpu, number, self.settings.gpus_per_node, within, between)
 
-    def _division(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:
+    def _way(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> WayToTrain:
+        largest = self._largest(config, machines.gpus, strategy, recompute)
+        division = self._division(config, machines, strategy, recompute)
+        hours = None if division is None else self.run.steps * self._forecast(machines, division, self.run.mfu).total() / 3600
+        return WayToTrain(strategy, recompute, largest, hours)
+
+    def _division(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> Division | None:
+        """The microbatch of the settings, or the largest below it that fits. None if none fits."""
+        share = config.optim.batch_size // machines.gpus
+        largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.microbatch_size or share)
+        return None if largest is None else self._divided(machines.gpus, share // largest, strategy, recompute)
+
+    def _divided(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:
         reduced = self.config.parallel.reduce_precision
         return Division(strategy, number, microbatches, self.run.precision, reduced, recompute)
 
-    def _largest(self, number: int, share: int, sizes: list[int], strategy: Strategy, recompute: bool) -> int | None:
-        """The largest of the microbatches `sizes` that fits; None if none does."""
-        limit = (1 - RESERVED) * self.gpu.memory
-        for size in reversed(sizes):
-            division = self._division(number, share // size, strategy, recompute)
+    def _largest(
+        self, config: RunConfig, number: int, strategy: Strategy, recompute: bool, most: float = math.inf
+    ) -> int | None:
+        """The largest microbatch that fits, and has at most `most` images; None if none does."""
+        share, limit = config.optim.batch_size // number, (1 - RESERVED) * self.gpu.memory
+        sizes = divisors(math.gcd(share, config.masks.group_size or share))
+        for size in reversed([size for size in sizes if size <= most]):
+            division = self._divided(number, share // size, strategy, recompute)
             if memory_parts(self.costs, division, size, GPU_DEVICE).total() <= limit:
                 return size
         return None
 
-    def _planned(self, machines: Machines, division: Division, share: int, fits: tuple[LargestFit, ...]) -> GpuColumn:
-        number, run = machines.gpus, self.run
+    def _forecast(self, machines: Machines, division: Division, mfu: float) -> StepForecast:
+        return forecast_step(self.costs, division, self.run.batch_size // machines.gpus, machines, mfu)
+
+    def _on(self, machines: Machines, division: Division, ways: tuple[WayToTrain, ...]) -> GpuColumn:
+        run, share = self.run, self.run.batch_size // machines.gpus
         microbatch = share // division.microbatches
         memory = memory_parts(self.costs, division, microbatch, GPU_DEVICE)
         sent = sent_bytes(self.costs, division)
-        step = forecast_step(self.costs, division, share, machines, run.mfu)
+        step = self._forecast(machines, division, run.mfu)
+        slower = None if self.settings.mfu else self._forecast(machines, division, PAPER_SHARE * run.mfu)
         images_per_second = run.batch_size / step.total()
         hours = run.steps * step.total() / 3600
-        slower = None if self.settings.mfu else forecast_step(self.costs, division, share, machines, PAPER_SHARE * run.mfu)
         return GpuColumn(
-            gpus=number,
+            gpus=machines.gpus,
             nodes=machines.nodes,
             strategy=division.strategy,
             recompute=division.recompute,
             microbatch=microbatch,
             microbatches=division.microbatches,
-            fits=fits,
+            ways=ways,
             memory=memory,
             memory_bytes=memory.total() + RESERVED * self.gpu.memory,
             memory_limit=self.gpu.memory,
@@ -297,8 +308,8 @@ class _Planner:
             images_per_second=images_per_second,
             decoding_cores=images_per_second / (self.settings.decode_rate or DECODE_RATES[run.method]),
             hours=hours,
-            hours_at_most=None if slower is None else run.steps * slower.total() / 3600,
-            gpu_hours=hours * number,
+            hours_at_paper_pace=None if slower is None else run.steps * slower.total() / 3600,
+            gpu_hours=hours * machines.gpus,
         )
 
 
@@ -314,11 +325,10 @@ def _divided_badly(batch: int, number: int) -> str:
     )
 
 
-def _too_large(strategy: str, recompute: bool, fits: tuple[LargestFit, ...], gpu: Gpu) -> str:
+def _too_large(strategy: str, recompute: bool, ways: tuple[WayToTrain, ...], gpu: Gpu) -> str:
     """Words for a run of which not even one image fits, and the ways in which it does."""
-    ways = [
-        f"--parallel.strategy {fit.strategy}{' --run.recompute' if fit.recompute else ''}" for fit in fits if fit.microbatch
-    ]
+    fitting = [way for way in ways if way.microbatch is not None]
+    options = [f"--parallel.strategy {way.strategy}{' --run.recompute' if way.recompute else ''}" for way in fitting]
     how = f"{strategy}, {'with' if recompute else 'without'} recomputation"
-    instead = " or ".join(ways) or "more GPUs, or GPUs with more memory"
+    instead = " or ".join(options) or "more GPUs, or GPUs with more memory"
     return f"a single image does not fit into the {gpu.memory / 1e9:.0f} GB of the {gpu.title} ({how}); use {instead}"

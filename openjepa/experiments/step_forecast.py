@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from openjepa.engine.costs import StepCosts
 from openjepa.engine.parallel_costs import BUCKET_BYTES, Division, SentBytes, own_numbers, sent_bytes
-from openjepa.experiments.gpu_table import COLLECTIVES, LINK_SECONDS, MEMORY, NETWORK_SECONDS, START_SECONDS, Gpu
+from openjepa.experiments.gpu_table import COLLECTIVES, LINK_SECONDS, MEMORY, NETWORK_SECONDS, START_SECONDS, TREE_SECONDS, Gpu
 
 ADAMW_BYTES = 32
 """Bytes that an update moves for each trained weight: the norm reads the gradient, AdamW reads value, gradient and moments and
@@ -47,7 +47,7 @@ class Machines:
     def tree_latency(self) -> float:
         """Latency of reducing for all, up and down a tree of nodes."""
         inside = (min(self.gpus, self.gpus_per_node) - 1) * LINK_SECONDS
-        return START_SECONDS + 2 * (inside + math.log2(self.nodes) * NETWORK_SECONDS)
+        return START_SECONDS + 2 * (inside + math.log2(self.nodes) * TREE_SECONDS)
 
 
 @dataclass(frozen=True)

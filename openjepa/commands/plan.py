@@ -36,7 +36,7 @@ def plan(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa plan`: plans a run."""
     config, options = parse_run(PlanOptions, argv, prog, PLAN_HELP, common=PLAN_COMMON)
     check_ranges(options.plan, said=as_option)
-    from openjepa.experiments.plan_tables import plan_as_json, print_plan
+    from openjepa.experiments.plan_tables import plan_as_json, print_run_plan
     from openjepa.experiments.run_plan import make_run_plan
     from openjepa.training.init import settled
 
@@ -45,4 +45,4 @@ def plan(argv: Sequence[str], prog: str) -> None:
     if options.plan.json:
         print(plan_as_json(made))
     else:
-        print_plan(made)
+        print_run_plan(made)

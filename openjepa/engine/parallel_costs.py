@@ -34,7 +34,7 @@ class Division:
 
     @property
     def shares(self) -> int:
-        """Number of processes over which weights, average, gradients and moments are divided."""
+        """Number of processes over which weights, target encoder, gradients and moments are divided."""
         return self.processes if self.strategy == "fsdp2" else 1
 
     def gathered_bytes(self, unit: WeightUnit) -> int:
@@ -49,7 +49,7 @@ class MemoryParts:
     weights: float
     """Trained weights in fp32."""
     target_encoder: float
-    """Weights without gradients in fp32: those of the moving average."""
+    """Weights without gradients in fp32."""
     gradients: float
     moments: float
     """AdamW's two moments in fp32."""
@@ -83,7 +83,7 @@ def memory_parts(costs: StepCosts, division: Division, images: int, device: torc
 
 
 def own_numbers(costs: StepCosts, processes: int, is_trained: bool) -> int:
-    """Number of weights that one of `processes` holds if they are divided: the trained ones, or those of the average."""
+    """Number of weights that one of `processes` holds if they are divided: the trained ones, or those without gradients."""
     return sum(unit.numbers(processes) for unit in costs.units if unit.is_trained == is_trained)
 
 

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from openjepa.engine.parallel_costs import MemoryParts
-from openjepa.experiments.run_plan import RESERVED, GpuColumn, PlannedRun, RunPlan
+from openjepa.experiments.run_plan import RESERVED, GpuColumn, RunPlan, WholeRun
 from openjepa.system.console import format_count, plain_console
 
 Shown = Callable[[GpuColumn], str]
@@ -22,7 +22,7 @@ def plan_as_json(plan: RunPlan) -> str:
     return json.dumps(asdict(plan), indent=1)
 
 
-def print_plan(plan: RunPlan) -> None:
+def print_run_plan(plan: RunPlan) -> None:
     """Prints the run, and a table with one column for each number of GPUs."""
     console = plain_console()
     for line in _about(plan.run):
@@ -42,10 +42,10 @@ def print_plan(plan: RunPlan) -> None:
             console.print(f"{column.gpus} GPUs: {column.problem}", soft_wrap=True)
 
 
-def _about(run: PlannedRun) -> list[str]:
+def _about(run: WholeRun) -> list[str]:
     forward = ", ".join(f"{name.replace('_', ' ')} {format_count(value)}" for name, value in run.flops.items())
     images = "" if run.images is None else f", {run.epochs:.4g} epochs of {run.images:,} images"
-    average = f", and {format_count(run.target_weights)} of averages" if run.target_weights else ""
+    average = f", and {format_count(run.target_weights)} in the target encoder" if run.target_weights else ""
     return [
         f"run      {run.recipe} ({run.preset}), method {run.method}, model {run.model}",
         f"length   {run.steps:,} steps of {run.batch_size} images{images}",

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,7 +17,6 @@ from openjepa.config import nearest_names
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.source import open_splits
 from openjepa.engine.costs import StepCosts
-from openjepa.engine.parallel import Strategy, choose_strategy
 from openjepa.engine.parallel_costs import Division, MemoryParts, SentBytes, memory_parts, own_numbers, sent_bytes
 from openjepa.experiments.gpu_table import GPUS, PAPER_SHARE, Gpu
 from openjepa.experiments.step_forecast import Machines, StepForecast, forecast_step
@@ -25,7 +25,8 @@ from openjepa.recipes import RECIPES
 from openjepa.refusals import Refusal, refused
 from openjepa.settings.derived import divisors, resolve
 from openjepa.settings.experiments import PlanSettings
-from openjepa.settings.run import RunConfig
+from openjepa.settings.models import Shape
+from openjepa.settings.run import ParallelSettings, RunConfig
 from openjepa.training.startup import count_images, default_view, length_of, step_costs
 
 RESERVED = 0.06
@@ -35,12 +36,15 @@ KEPT_CHECKPOINTS = 3
 DECODE_RATES = {"ijepa": 766.0, "mae": 766.0, "data2vec": 464.0, "dino": 127.0, "ibot": 117.0, "msn": 121.0}
 """Images/s of one core: JPEGs of 500 x 375 pixels to the views of 224 and 96 pixels of a method. I-JEPA and MAE: measured on an
 AMD EPYC, the others on an Intel Xeon (benchmarks/results/README.md)."""
+Strategy = Literal["single", "ddp", "fsdp2"]
+DIVIDED_FROM = 6e8
+"""Weights of the encoder's blocks from which `auto` divides them: those of ViT-H, 12 x 32 layers x 1280^2."""
 GPU_DEVICE = torch.device("cuda")
 """Names the kind of device whose attention kernels are planned for. Needs no GPU."""
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class WholeRun:
     """What is the same for every number of GPUs."""
 
     recipe: str
@@ -121,7 +125,7 @@ class GpuColumn:
 class RunPlan:
     """The plan of one run."""
 
-    run: PlannedRun
+    run: WholeRun
     columns: tuple[GpuColumn, ...]
 
 
@@ -186,12 +190,12 @@ def _training_images(config: RunConfig, settings: PlanSettings) -> int | None:
 
 def _planned(
     config: RunConfig, costs: StepCosts, gpu: Gpu, precision: str, mfu: float, images: int | None, steps: int, per_epoch: float
-) -> PlannedRun:
+) -> WholeRun:
     trained, average = (own_numbers(costs, 1, is_trained) for is_trained in (True, False))
     checkpoint = 12 * trained + 4 * average  # weights, average and moments in fp32
     every = config.system.keep_every
     kept = KEPT_CHECKPOINTS + (steps // every if every else 0)
-    return PlannedRun(
+    return WholeRun(
         recipe=config.recipe,
         preset=config.preset,
         method=config.method.name,
@@ -221,7 +225,7 @@ class _Planner:
     """With derived settings as None, because those of the batch follow from the number of GPUs."""
     settings: PlanSettings
     costs: StepCosts
-    run: PlannedRun
+    run: WholeRun
     gpu: Gpu
 
     def column(self, number: int) -> GpuColumn:
@@ -311,6 +315,16 @@ class _Planner:
             hours_at_paper_pace=None if slower is None else run.steps * slower.total() / 3600,
             gpu_hours=hours * machines.gpus,
         )
+
+
+def choose_strategy(settings: ParallelSettings, shape: Shape, device_type: str, processes: int) -> Strategy:
+    """How `processes` train an encoder of `shape`. `single` in one process, whatever the settings."""
+    if processes == 1:
+        return "single"
+    if settings.strategy != "auto":
+        return settings.strategy
+    is_large = 12 * shape.depth * shape.width**2 >= DIVIDED_FROM
+    return "fsdp2" if is_large and device_type == "cuda" else "ddp"
 
 
 def _divided_badly(batch: int, number: int) -> str:

@@ -11,7 +11,7 @@ from openjepa.cli import main
 from openjepa.engine.costs import StepCosts, WeightUnit
 from openjepa.engine.parallel_costs import Division, SentBytes, memory_parts, sent_bytes
 from openjepa.experiments.gpu_table import COLLECTIVES, GPUS, LINK_SECONDS, NETWORK_SECONDS, START_SECONDS
-from openjepa.experiments.plan_tables import print_plan
+from openjepa.experiments.plan_tables import print_run_plan
 from openjepa.experiments.run_plan import make_run_plan
 from openjepa.experiments.step_forecast import Machines, forecast_step
 from openjepa.models.vit import build_encoder
@@ -108,9 +108,11 @@ def test_a_batch_that_does_not_fit_is_cut_and_more_than_that_refused(capsys: pyt
     assert many.microbatch * many.microbatches == 32 and few.microbatch * few.microbatches == 256
     assert few.microbatches > 1 and few.memory_bytes <= 24e9 < 2 * few.memory_bytes, "the next divisor would not fit"
     alone = replace(config, parallel=replace(config.parallel, strategy="ddp"), model=replace(config.model, depth=80))
-    with pytest.raises(ValueError, match="8 GPUs: a single image does not fit into the 24 GB .* use --parallel.strategy fsdp2"):
+    with pytest.raises(
+        ValueError, match=r"8 GPUs: a single image does not fit into the 24 GB .* use --parallel.strategy fsdp2"
+    ):
         make_run_plan(alone, PlanSettings(gpus=(8,), gpu="rtx4090"))
-    print_plan(plan)
+    print_run_plan(plan)
     shown = capsys.readouterr().out
     assert "64 GPUs" in shown and "does not fit" not in shown and "48 GPUs do not divide" in shown
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "plan": "what a run needs on any number of GPUs: memory, time, data",
     "recipes": "the named runs that train starts from, or all settings of one",
     "launch slurm": "train on the nodes of a cluster with Slurm",
+    "runs": "which runs train, are finished or stuck, and how far they are",
     "evaluate": "k-NN and linear probes of an encoder",
     "visualize": "pictures of what an encoder has learned",
     "report": "one HTML file on one run or several",

@@ -89,7 +89,7 @@ def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device
     of_blocks = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in (module for module in network.modules() if isinstance(module, Block)):
         fully_shard(block, mesh=mesh, mp_policy=of_blocks, reshard_after_forward=True)
-    # also the whole: else its own weights would stay whole after a forward without backward, and their average would not move
+    # also the rest: else it would stay whole after a forward without backward, and its average would not move
     of_others = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
     fully_shard(network, mesh=mesh, mp_policy=of_others, reshard_after_forward=True)
 

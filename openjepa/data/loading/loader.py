@@ -149,14 +149,14 @@ class TrainingLoader:
                 first = self._plan.first_slot(microbatch)
                 for start in range(first, first + size, chunk_size):
                     num = min(chunk_size, first + size - start)
-                    candidates = slice(start, start + num + spares)
+                    ids, records = samples.candidates(start, num, spares)
                     yield Chunk(
                         step=samples.step,
                         epoch=samples.position.epoch,
                         num=num,
-                        ids=samples.ids[candidates],
+                        ids=ids,
                         next_position=after,
-                        records=None if samples.records is None else samples.records[candidates],
+                        records=records,
                         mask_ids=samples.ids[first : first + size] if start == first else None,
                         group=self._plan.group(microbatch),
                     )

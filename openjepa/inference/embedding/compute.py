@@ -116,7 +116,7 @@ def tasks_of(part: Part, source: Source) -> Iterator[EmbedTask]:
 
 
 def _shard_tasks(part: Part, source: ShardSource) -> Iterator[EmbedTask]:
-    records = iter(source.read_shard(part.first))
+    records = (record.to_send() for record in source.read_shard(part.first))
     first, chunk = 0, tuple(islice(records, EVALUATION_CHUNK))
     while True:
         following = tuple(islice(records, EVALUATION_CHUNK))

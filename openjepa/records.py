@@ -13,11 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from openjepa.config import lenient, readable_object
 from openjepa.measures.verdicts import EnergyStatistics, tells_apart
 from openjepa.settings.methods import About
-from openjepa.settings.protocol_names import PAPER_SUFFIX, RESULT_VERSION, current_result
-from openjepa.settings.protocols import published_protocols
-from openjepa.system.json_files import lenient, readable_object
+from openjepa.settings.protocols import PAPER_SUFFIX, RESULT_VERSION, current_result, published_protocols
 from openjepa.system.shared_files import whole_file
 
 FORMAT = "openjepa-evaluation"

@@ -10,12 +10,11 @@ import pytest
 import yaml
 
 from openjepa.config import ABSENT, difference, expand_home, flatten, from_dict, load_run_config, load_yaml, save_yaml, to_dict
-from openjepa.data import SOURCES
 from openjepa.masks import MASKS
 from openjepa.methods import METHODS
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.settings.sources import HuggingFaceSettings, ScenesSettings
+from openjepa.settings.sources import SOURCES, HuggingFaceSettings, ScenesSettings
 
 REGISTRIES = {"data": SOURCES, "masks": MASKS, "method": METHODS}
 ALL_RUNS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.commands.quickstart import quickstart_config, run_through
 from openjepa.config import load_run_config
 from openjepa.experiments.energies import measure_energy
-from openjepa.experiments.pipeline import quickstart_config, run_through
 from openjepa.methods import METHODS
 from openjepa.recipes import load_recipe
 from openjepa.report import write_report

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from openjepa.config import lenient
 from openjepa.records import (
     RESULT_VERSION,
     DataFacts,
@@ -25,7 +26,6 @@ from openjepa.records import (
     seconds_of_steps,
 )
 from openjepa.settings.methods import IJepaSettings
-from openjepa.system.json_files import lenient
 
 OLD = Path(__file__).parents[1] / "docs" / "results"
 METRIC = Metric(0.6, 0.01, "higher", "held_out", "last, knn, k 20", probe="k-NN", extra={"top5": 0.9})

@@ -2,6 +2,6 @@
 
 from openjepa.checks.methods import never_reached
 from openjepa.checks.pretraining import check, remarks, value_problems
-from openjepa.checks.sizes import check_patch_divides, nearest_multiple
+from openjepa.settings.models import check_patch_divides, nearest_multiple
 
 __all__ = ["check", "check_patch_divides", "nearest_multiple", "never_reached", "remarks", "value_problems"]

@@ -4,8 +4,8 @@ import math
 
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
+from openjepa.settings.fields import check_ranges
 from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
-from openjepa.settings.ranges import check_ranges
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:

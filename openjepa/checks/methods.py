@@ -6,12 +6,12 @@ from functools import partial
 from pkgutil import resolve_name
 
 from openjepa.checks.grids import check_blockwise, most_masked_of
-from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
+from openjepa.settings.models import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.settings.run import RunConfig
 
 Checks = list[Callable[[], None]]

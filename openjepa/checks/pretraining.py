@@ -7,12 +7,11 @@ from functools import partial
 
 from openjepa.checks.grids import check_blockwise, check_random_patches
 from openjepa.checks.methods import method_checks, without_effect
-from openjepa.checks.sizes import check_heads, check_patch_divides, check_positions
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
+from openjepa.settings.fields import out_of_range
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
-from openjepa.settings.models import SIZES, ModelSettings
-from openjepa.settings.ranges import out_of_range
+from openjepa.settings.models import SIZES, ModelSettings, check_heads, check_patch_divides, check_positions
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 

@@ -4,8 +4,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from openjepa.commands.parsing.arguments import check_output_folder, option_value, parse, require, select_component, unless_help
-from openjepa.commands.parsing.options import normalized
+from openjepa.commands.parsing.arguments import (
+    check_output_folder,
+    normalized,
+    option_value,
+    parse,
+    require,
+    select_component,
+    unless_help,
+)
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.refusals import Refusal

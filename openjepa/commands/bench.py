@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 
-from openjepa.commands.parsing.arguments import check_output_file, check_subject, option_value, parse, require
-from openjepa.commands.parsing.options import positionals_first
+from openjepa.commands.parsing.arguments import (
+    check_output_file,
+    check_subject,
+    option_value,
+    parse,
+    positionals_first,
+    require,
+)
 from openjepa.refusals import Refusal
 from openjepa.settings.experiments import SAID_BY_THE_RECIPE, DataBench, EnergyBench, StepBench
 

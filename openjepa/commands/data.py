@@ -12,9 +12,9 @@ from openjepa.commands.parsing.arguments import check_output_file, check_output_
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, as_option
 from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
 
@@ -147,8 +147,8 @@ def data_check(argv: Sequence[str], prog: str) -> None:
         raise Refusal("data.path is empty: say where the images are, e.g. --data.path ~/photos")
     check_output_file(options.list, ".csv", any_ending=False, option="--list")
     min_side = _smallest_side(options)
-    from openjepa.data import open_splits
     from openjepa.data.check import CheckSummary, csv_list, inspect, num_records
+    from openjepa.data.source import open_splits
     from openjepa.system.console import progress
 
     splits, summary = open_splits(options.data, options.seed), CheckSummary()

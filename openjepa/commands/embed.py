@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from openjepa.commands.parsing.arguments import Unprefixed, check_evaluated, data_of, given_settings, parse, require, subject_of
+from openjepa.settings.fields import as_option, check_ranges
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings
-from openjepa.system.shell import command
+from openjepa.system.console import command
 
 if TYPE_CHECKING:
     from openjepa.inference.embedding.embedding_run import Embedded

@@ -7,15 +7,14 @@ from typing import Annotated
 import tyro
 import yaml
 
-from openjepa.commands.parsing.arguments import parse
+from openjepa.commands.parsing.arguments import parse, positionals_first
 from openjepa.commands.parsing.help import folded
-from openjepa.commands.parsing.options import positionals_first
 from openjepa.config import flatten, to_dict
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
-from openjepa.system.shell import command
+from openjepa.system.console import command
 
 RECIPES_HELP = """Lists the recipes of `openjepa train`, or prints one: where its values come from, and all its settings, as a
 file that --config takes.

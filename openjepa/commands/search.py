@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openjepa.commands.parsing.arguments import check_output_file, check_output_folder, parse, require
-from openjepa.commands.parsing.options import is_value
+from openjepa.commands.parsing.arguments import check_output_file, check_output_folder, is_value, parse, require
 from openjepa.refusals import Refusal
 from openjepa.settings.inference import LISTED_OUTLIERS, SearchSettings
 

@@ -9,10 +9,18 @@ from typing import Annotated
 import tyro
 
 from openjepa.checks import check, remarks, value_problems
-from openjepa.commands.parsing.arguments import given_settings, is_help, option_value, parse, select_component, unless_help
-from openjepa.commands.parsing.options import normalized, positionals_first
+from openjepa.commands.parsing.arguments import (
+    given_settings,
+    is_help,
+    normalized,
+    option_value,
+    parse,
+    positionals_first,
+    select_component,
+    unless_help,
+)
 from openjepa.commands.recipes import recipe_groups
-from openjepa.config import flatten, load_run_config, load_yaml
+from openjepa.config import flatten, load_run_config, load_yaml, read_object
 from openjepa.recipes import RECIPES, kept_by_file, load_recipe
 from openjepa.records import read_summary
 from openjepa.refusals import Refusal
@@ -29,8 +37,7 @@ from openjepa.settings.run import (
     SystemSettings,
 )
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.json_files import read_object
-from openjepa.system.shell import absent, command, hub_name
+from openjepa.system.console import absent, command, hub_name
 
 TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from openjepa.commands.parsing.arguments import check_subject, parse, require
-from openjepa.settings.ranges import NOT_NEGATIVE, between
+from openjepa.settings.fields import NOT_NEGATIVE, between
 
 VISUALIZE_HELP = """Masks on images, PCA maps of patch features, nearest neighbors before and
 after training, as pictures.

@@ -1,7 +1,7 @@
 """Decodes the bytes of an image file into uint8 RGB pixels, or raises a DecodeError that says what is wrong with the file.
 
 JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow. Treatment of unusual files:
-    EXIF orientation      applied
+    EXIF orientation      applied: that of EXIF, or of XMP if there is no EXIF, as Pillow understands it
     grayscale, 1 bit      copied into three channels
     palette, CMYK, YCbCr  converted to RGB
     alpha                 composited over white, as a web page would show it
@@ -17,6 +17,7 @@ JPEG files go through libjpeg-turbo (simplejpeg), everything else through Pillow
 
 import ctypes
 import io
+import struct
 import threading
 import warnings
 from collections import Counter
@@ -48,6 +49,11 @@ NUM_CHECKED = 256
 _MAX_12_BITS, _MAX_16_BITS = 4095, 65535
 _NEARLY_BLACK = 16
 """Value in 8 bits of the largest 12-bit number if white is the largest 16-bit number."""
+
+_ORIENTATION = 0x0112
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
+"""Types of TIFF 6.0 that hold one number, and their format in `struct`. Pillow reads BYTE as text, not as a number."""
 
 
 class DecodeError(Refusal):
@@ -87,7 +93,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     with _SILENCE:
         image = _open_with_pillow(io.BytesIO(data))
         # for a TIFF, Pillow gives the size of the image after it has applied the orientation itself
-        turned = image.format != "TIFF" and image_formats.orientation_of(image) >= 5
+        turned = image.format != "TIFF" and _orientation_of(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -169,7 +175,51 @@ def _jpeg_orientation(header: image_formats.JpegHeader) -> int:
     if header.exif is None and header.xmp is None:
         return 1
     with _SILENCE:
-        return image_formats.orientation(header.exif, header.xmp)
+        return _orientation_in(header.exif, header.xmp)
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """EXIF orientation (1 to 8) of an image of Pillow. 1 if it has none or a damaged one."""
+    try:
+        value: Any = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # parsers of untrusted files can raise anything
+        return 1
+    return _known_orientation(value)
+
+
+def _orientation_in(exif: bytes | None, xmp: bytes | None) -> int:
+    """EXIF orientation from the segments of a JPEG. Usual ones are read here, fifty times as fast as by Pillow's parser."""
+    value = _usual_value(exif) if exif is not None else 0
+    if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
+        carrier = Image.new("1", (1, 1))  # Pillow's parser needs an image
+        carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
+        return _orientation_of(carrier)
+    return _known_orientation(value)
+
+
+def _known_orientation(value: Any) -> int:
+    """The orientation that equals `value`, or 1 if none does. A fraction or a floating-point number may equal one, too."""
+    return next((known for known in range(2, 9) if value == known), 1)
+
+
+def _usual_value(exif: bytes) -> int | None:
+    """The orientation entry of the first directory, or 0 if there is none. None if anything about it is unusual."""
+    order = _ORDERS.get(exif[len(image_formats.EXIF_START) : len(image_formats.EXIF_START) + 4])
+    if order is None or len(exif) < len(image_formats.EXIF_START) + 10:
+        return None
+    start = len(image_formats.EXIF_START) + int(struct.unpack_from(order + "I", exif, len(image_formats.EXIF_START) + 4)[0])
+    if start + 2 > len(exif):
+        return None
+    (num_entries,) = struct.unpack_from(order + "H", exif, start)
+    if start + 2 + 12 * num_entries > len(exif):
+        return None
+    for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
+        if tag == _ORIENTATION:
+            if kind not in _INTEGERS or count != 1:
+                return None
+            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is present, but unknown
+    return 0
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -279,7 +329,7 @@ def pillow_pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     with _SILENCE:
         try:
             image.load()
-            return _upright(_to_rgb(image, largest), image_formats.orientation_of(image))
+            return _upright(_to_rgb(image, largest), _orientation_of(image))
         except DecodeError:
             raise
         except Exception as error:  # as above

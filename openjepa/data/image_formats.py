@@ -1,7 +1,6 @@
-"""Facts about image files that their decoders do not give: JPEG segments, the EXIF orientation, and tags of TIFF files.
+"""Facts about image files that their decoders do not give: JPEG segments, and tags of TIFF files.
 
 JPEG: the header's segments, and the same file without faults that hide no pixel (ITU-T T.81, annex B).
-EXIF: how an image must be turned. The orientation is that of EXIF, or of XMP if there is no EXIF, as Pillow understands it.
 TIFF: files that Pillow would misread or not read. They are recognized by their tags, and refused with a reason.
 """
 
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from PIL import Image
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, ImageFileDirectory_v2
 
 JPEG_START = b"\xff\xd8"
@@ -38,11 +36,6 @@ _FILL = 3
 
 EXIF_START = b"Exif\0\0"
 """First bytes of the EXIF of a JPEG. A TIFF structure follows."""
-
-_ORIENTATION = 0x0112
-_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
-"""Types of TIFF 6.0 that hold one number, and their format in `struct`. Pillow reads BYTE as text, not as a number."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF: little and big endian, both with offsets of 32 and of 64 bits."""
@@ -190,53 +183,6 @@ def _is_complete(data: bytes, header: JpegHeader) -> bool:
             for at in range(1, 1 + 2 * body[0], 2):
                 missing.get(body[at], set()).difference_update(exact)
     return not any(missing.values())
-
-
-# ------------------------------------------------------------------------------------------------------------------------- EXIF
-
-
-def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation (1 to 8) of an image of Pillow. 1 if it has none or a damaged one."""
-    try:
-        value: Any = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # parsers of untrusted files can raise anything
-        return 1
-    return _known_orientation(value)
-
-
-def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """EXIF orientation from the segments of a JPEG. Usual ones are read here, fifty times as fast as by Pillow's parser."""
-    value = _usual_value(exif) if exif is not None else 0
-    if value is None or (value == 0 and xmp is not None and b"tiff:Orientation" in xmp):
-        carrier = Image.new("1", (1, 1))  # Pillow's parser needs an image
-        carrier.info = {name: part for name, part in (("exif", exif), ("xmp", xmp)) if part is not None}
-        return orientation_of(carrier)
-    return _known_orientation(value)
-
-
-def _known_orientation(value: Any) -> int:
-    """The orientation that equals `value`, or 1 if none does. A fraction or a floating-point number may equal one, too."""
-    return next((known for known in range(2, 9) if value == known), 1)
-
-
-def _usual_value(exif: bytes) -> int | None:
-    """The orientation entry of the first directory, or 0 if there is none. None if anything about it is unusual."""
-    order = _ORDERS.get(exif[len(EXIF_START) : len(EXIF_START) + 4])
-    if order is None or len(exif) < len(EXIF_START) + 10:
-        return None
-    start = len(EXIF_START) + int(struct.unpack_from(order + "I", exif, len(EXIF_START) + 4)[0])
-    if start + 2 > len(exif):
-        return None
-    (num_entries,) = struct.unpack_from(order + "H", exif, start)
-    if start + 2 + 12 * num_entries > len(exif):
-        return None
-    for entry in range(start + 2, start + 2 + 12 * num_entries, 12):
-        tag, kind, count = struct.unpack_from(order + "HHI", exif, entry)
-        if tag == _ORIENTATION:
-            if kind not in _INTEGERS or count != 1:
-                return None
-            return int(struct.unpack_from(order + _INTEGERS[kind], exif, entry + 8)[0]) or 9  # 0 is present, but unknown
-    return 0
 
 
 # ------------------------------------------------------------------------------------------------------------------------- TIFF

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openjepa.records import DataFacts
 from openjepa.refusals import Refusal
+from openjepa.settings.sources import SOURCES, DataSettings
 
 NO_LABEL = -1
 """Class of a record without a class (see `partial_labels`)."""
@@ -322,3 +323,13 @@ def class_numbers(words: Iterable[str], class_names: Iterable[str]) -> NDArray[n
     """The position of each of `words` in `class_names`. Raises KeyError if one is absent."""
     numbers = {name: number for number, name in enumerate(class_names)}
     return np.array([numbers[word] for word in words], dtype=np.int64)
+
+
+def open_splits(settings: DataSettings, seed: int) -> Splits:
+    """Opens the source that the settings choose. If `max_images` is set, keeps at most that many training images."""
+    splits: Splits = SOURCES[settings.source].load()(settings, seed)
+    if settings.max_images is None:
+        return splits
+    from openjepa.data.selection import limited
+
+    return limited(splits, settings.max_images, seed)

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from openjepa.config import read_object, readable_object, typed
 from openjepa.refusals import Refusal
-from openjepa.system.json_files import read_object, readable_object, typed
 from openjepa.types import LoaderPosition
 
 _CHUNK = 1 << 22

@@ -8,6 +8,7 @@ from typing import ParamSpec
 
 import torch
 
+from openjepa.engine import distributed
 from openjepa.engine.device import synchronize
 
 Parameters = ParamSpec("Parameters")
@@ -67,6 +68,7 @@ class LoopClock:
     def aside(self, name: str, work: Callable[Parameters, object], *args: Parameters.args, **named: Parameters.kwargs) -> None:
         """Calls `work` with the other arguments, and times it under `name`. For work between steps: a look or a save."""
         begun = self.seconds()
+        distributed.doing(name)
         work(*args, **named)
         took = self.seconds() - begun
         self._aside += took

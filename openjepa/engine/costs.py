@@ -4,8 +4,9 @@ The counted step runs on torch's meta device, whose tensors have shapes but no v
 step is known only after timing steps.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,37 @@ without attention weights. Norms and the residual stream stay in fp32."""
 
 
 @dataclass(frozen=True)
+class WeightUnit:
+    """Weights that are gathered together if they are divided over processes: those of one block, or all others of a network."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    is_trained: bool
+    is_block: bool
+
+    def numbers(self, processes: int = 1) -> int:
+        """Number of weights that one process holds: rows of every tensor, rounded up, so that all processes hold as many."""
+        return sum(-(-shape[0] // processes) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """The part of the costs of a forward that recomputation changes: that of the transformer blocks with gradients."""
+
+    bytes: float = 0.0
+    """Bytes that the blocks keep in fp32, without attention weights."""
+    scores: float = 0.0
+    """Number of attention weights that plain attention keeps in addition."""
+    input_bytes: float = 0.0
+    """Bytes of the inputs of the blocks, which is all that they keep if the rest is computed again."""
+    flops: float = 0.0
+    """FLOPs of the forward of the blocks."""
+    largest_bytes: float = 0.0
+    """The most bytes that one block keeps."""
+    largest_scores: float = 0.0
+    """The most attention weights that one block keeps."""
+
+
+@dataclass(frozen=True)
 class StepCosts:
     """Costs of one training step."""
 
@@ -46,12 +78,25 @@ class StepCosts:
     """Bytes that the forward of a microbatch keeps for its backward in fp32, at the most tokens, without attention weights."""
     kept_scores: float
     """Number of attention weights that plain attention keeps in addition."""
+    images: int = 1
+    """Number of images of the microbatch."""
+    blocks: BlockCosts = BlockCosts()
+    """The share of the trained blocks in `kept_bytes`, `kept_scores` and `flops`."""
+    units: tuple[WeightUnit, ...] = ()
+    """All weights of the method."""
 
-    def kept(self, device: torch.device, precision: str) -> float:
-        """Bytes that the forward of one microbatch keeps. Only plain attention, on a CPU in bf16, keeps attention weights."""
-        if precision != "bf16":
-            return self.kept_bytes
-        return BF16_SHARE * self.kept_bytes + (2 * self.kept_scores if device.type == "cpu" else 0)
+    def kept(self, device: torch.device, precision: str, recompute: bool = False) -> float:
+        """Bytes that the forward of one microbatch keeps. `recompute`: of the trained blocks, it keeps only the inputs."""
+        if recompute:  # between blocks, and outside of them, nearly everything is in fp32 in any precision
+            return self.kept_bytes - self.blocks.bytes + self.blocks.input_bytes
+        return stored_bytes(self.kept_bytes, self.kept_scores, device, precision)
+
+
+def stored_bytes(fp32_bytes: float, scores: float, device: torch.device, precision: str) -> float:
+    """Bytes of activations that have `fp32_bytes` in fp32. Only plain attention, on a CPU in bf16, stores attention weights."""
+    if precision != "bf16":
+        return fp32_bytes
+    return BF16_SHARE * fp32_bytes + (2 * scores if device.type == "cpu" else 0)
 
 
 def count_step(
@@ -70,7 +115,26 @@ def count_step(
     trained = {name for name, part in method.named_children() if any(value.requires_grad for value in part.parameters())}
     step_flops = sum(value * (3 if name in trained or name == OTHER else 1) for name, value in flops.items())
     most = max((tally for _, tally in found), key=lambda tally: tally.bytes)
-    return StepCosts(flops, step_flops, most.bytes, most.scores)
+    block_flops = sum(weight * tally.blocks.flops / images for weight, tally in found)
+    blocks = replace(most.blocks, flops=block_flops)
+    return StepCosts(flops, step_flops, most.bytes, most.scores, images, blocks, weight_units(method))
+
+
+def weight_units(method: nn.Module) -> tuple[WeightUnit, ...]:
+    """All weights of `method`: one unit for each block, one for the rest of each network, one for its own."""
+    units: list[WeightUnit] = []
+    for network in method.children():
+        blocks = [module for module in network.modules() if isinstance(module, Block)]
+        inside = {id(value) for block in blocks for value in block.parameters()}
+        units += [_unit(block.parameters(), is_block=True) for block in blocks]
+        units.append(_unit((value for value in network.parameters() if id(value) not in inside), is_block=False))
+    units.append(_unit(method.parameters(recurse=False), is_block=False))
+    return tuple(unit for unit in units if unit.shapes)
+
+
+def _unit(values: Iterable[nn.Parameter], is_block: bool) -> WeightUnit:
+    found = list(values)
+    return WeightUnit(tuple(tuple(value.shape) for value in found), any(value.requires_grad for value in found), is_block)
 
 
 def representatives(shapes: Sequence[TokenShape]) -> list[tuple[TokenShape, float]]:
@@ -125,6 +189,20 @@ class _Tally:
     flops: dict[str, float] = field(default_factory=dict)
     bytes: float = 0.0
     scores: float = 0.0
+    blocks: BlockCosts = field(default_factory=BlockCosts)
+
+    def add_block(self, flops: float, kept: float, scores: float, inputs: float) -> None:
+        """Notes a block that keeps `kept` bytes for its backward. Blocks without gradients keep none and do not count."""
+        if kept > 0:
+            known = self.blocks
+            self.blocks = BlockCosts(
+                known.bytes + kept,
+                known.scores + scores,
+                known.input_bytes + inputs,
+                known.flops + flops,
+                max(known.largest_bytes, kept),
+                max(known.largest_scores, scores),
+            )
 
 
 class _Counter:
@@ -197,11 +275,13 @@ class _Counter:
             self._more += flops
             self._tally.bytes += kept
             self._tally.scores += scores
-            return output
-        before = self._total(), self._tally.bytes, self._tally.scores
-        output = forward(x, bias, num_last)
-        after = self._total(), self._tally.bytes, self._tally.scores
-        self._known[key] = (*(now - then for now, then in zip(after, before, strict=True)), output)
+        else:
+            before = self._total(), self._tally.bytes, self._tally.scores
+            output = forward(x, bias, num_last)
+            after = self._total(), self._tally.bytes, self._tally.scores
+            flops, kept, scores = (now - then for now, then in zip(after, before, strict=True))
+            self._known[key] = (flops, kept, scores, output)
+        self._tally.add_block(flops, kept, scores, x.nbytes)
         return output
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from openjepa.engine import distributed
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import has_bf16_products
 from openjepa.refusals import Refusal
@@ -30,10 +31,17 @@ CPU_BATCH = 32
 
 
 def resolve_device(name: str, setting: str = "run.device") -> torch.device:
-    """The device called `name`; `auto` is cuda, else mps, else cpu. Raises Refusal, naming `setting`, if it is missing."""
+    """The device called `name`; `auto` is cuda, else mps (not for several processes), else cpu.
+
+    Of several processes that torchrun started, each gets the GPU with its number on its machine. Raises Refusal, naming
+    `setting`, if the device is missing.
+    """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    processes = distributed.launched()
     if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
+        name = "cuda" if available["cuda"] else "mps" if available["mps"] and processes == 1 else "cpu"
+    if name == "cuda" and available["cuda"] and processes > 1:
+        name = f"cuda:{distributed.local_rank()}"
     kind, _, number = name.partition(":")
     if kind not in available or (":" in name and not (kind == "cuda" and number.isdecimal())):
         raise Refusal(f"{setting}={name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
@@ -42,7 +50,8 @@ def resolve_device(name: str, setting: str = "run.device") -> torch.device:
         raise Refusal(f"{setting}={name!r} is not available on this machine; available: {usable}")
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise Refusal(f"{setting}={name!r} is not there: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        more = f", and torchrun started process {device.index} on it" if processes > 1 else ""
+        raise Refusal(f"{setting}={name!r} is not there: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}{more}")
     return device
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal
@@ -24,6 +26,22 @@ Result = TypeVar("Result")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 TIMEOUT_SECONDS = 600.0
+BUCKET_NUMBERS = 2**24
+"""Numbers that are added up in one message."""
+PATIENT_SECONDS = 86_400.0
+"""Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
+noticed at once all the same; only one that hangs is not."""
+
+
+_store: Store | None = None
+"""Numbers that all processes see, even if one of them hangs."""
+_doing = "the meeting of the processes"
+
+
+def doing(what: str) -> None:
+    """Notes what this process does next, for the error if the other processes do not come: `the gradients of step 12`."""
+    global _doing
+    _doing = what
 
 
 def launched() -> int:
@@ -34,6 +52,11 @@ def launched() -> int:
 def local_rank() -> int:
     """Number of this process among those of its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
+
+
+def restarts() -> int:
+    """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def is_active() -> bool:
@@ -65,15 +88,18 @@ def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> It
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
     the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa.
+    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
+    others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
         return
     _join(device, timeout_seconds)
-    with contextlib.ExitStack() as silence:
+    with contextlib.ExitStack() as block:
         if not is_main():
-            silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        block.enter_context(_told_once())
+        block.enter_context(_explain_lost(timeout_seconds))
         _check_versions()
         yield
     # only after a block without an error: the others may be gone already, and leaving waits for them
@@ -93,10 +119,19 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # a hang leaves a file that names the collective of every process
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    global _store
+    limit = timedelta(seconds=timeout_seconds)
     try:
+        _store, number, processes = next(rendezvous("env://", timeout=limit))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=limit,
+            store=_store,
+            rank=number,
+            world_size=processes,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, TimeoutError) as error:
@@ -105,6 +140,54 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
             f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
         ) from error
+
+
+_LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")
+"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors."""
+
+
+@contextmanager
+def _explain_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns the error of a collective that the other processes did not take part in into a Refusal."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        words = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
+            raise
+        is_late = "imed out" in words or "imeout" in words
+        cause = (
+            f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)" if is_late else "ended or cannot be reached"
+        )
+        raise Refusal(
+            f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
+            f"has the cause. The same command goes on from the last checkpoint. ({words.splitlines()[0][:300]})"
+        ) from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Turns every refusal but the first of all processes into a RepeatedRefusal: often all of them find the same fault.
+
+    Also the error of a process that waits for one that has refused.
+    """
+    try:
+        yield
+    except RepeatedRefusal:
+        raise
+    except Refusal as error:
+        if _refusals_so_far() > 0:
+            raise RepeatedRefusal(str(error)) from error
+        raise
+
+
+def _refusals_so_far() -> int:
+    """Number of refusals of other processes before one of this process, which is counted here."""
+    assert _store is not None
+    try:
+        return int(_store.add("refusals", 1)) - 1
+    except dist.DistError:  # the process that counts has ended, with a message of its own
+        return 1
 
 
 def _check_versions() -> None:
@@ -155,7 +238,38 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def rows_of_all(rows: Tensor) -> Tensor:
     """The rows [n, ...] of all processes, in their order: [sum of n, ...]. Without gradients; n may differ."""
-    return rows if not is_active() else torch.cat([part.to(rows.device) for part in gathered(rows.detach().cpu())])
+    if not is_active():
+        return rows
+    numbers = gathered(len(rows))
+    filled = rows.new_zeros(max(numbers), *rows.shape[1:])
+    filled[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(filled) for _ in numbers]
+    dist.all_gather(parts, filled)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
+def add_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces each of `tensors` by its sum over all processes, some at a time. All have one type and one device."""
+    if not is_active():
+        return
+    for bucket in _buckets(tensors):
+        joint = torch.cat([tensor.detach().flatten() for tensor in bucket])
+        dist.all_reduce(joint)
+        sums = torch.split(joint, [tensor.numel() for tensor in bucket])
+        for tensor, total in zip(bucket, sums, strict=True):
+            tensor.detach().copy_(total.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields `tensors` in groups of about BUCKET_NUMBERS numbers: few messages, and little memory for copies."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        bucket.append(tensor)
+        if sum(item.numel() for item in bucket) >= BUCKET_NUMBERS:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 # -------------------------------------------------------------------------------------------------- objects and decisions
@@ -227,3 +341,12 @@ def in_all(make: Callable[[], Result]) -> Result:
     if first is not None:
         raise RepeatedRefusal(f"process {first}: {failures[first]}")
     return result  # type: ignore[no-any-return]
+
+
+def shared(works: Sequence[Callable[[], Result]]) -> list[Result]:
+    """What each of `works` returns, in their order. Each process calls every N-th of them; the others get pickled copies.
+
+    An error of one of them is raised in all processes, as by `in_all`.
+    """
+    parts = gathered(in_all(lambda: [work() for work in works[rank() :: world_size()]]))
+    return [parts[number % len(parts)][number // len(parts)] for number in range(len(works))]

@@ -20,11 +20,15 @@ from openjepa.settings.run import RunConfig
 class NotFinite(ArithmeticError):
     """A loss or gradient was NaN or infinite. The weights and the last checkpoint are intact."""
 
-    def __init__(self, step: int, sample_ids: list[int]) -> None:
-        """`step`: the step with that loss or gradient. `sample_ids`: its samples."""
+    def __init__(self, step: int, sample_ids: list[int], own_loss: bool = True) -> None:
+        """`step`: the step with that loss or gradient. `sample_ids`: its samples in this process.
+
+        `own_loss`: True if the loss of this process was not finite; else that of another process, or only a gradient.
+        """
         super().__init__(f"the loss or a gradient of step {step} is not finite")
         self.step = step
         self.sample_ids = sample_ids
+        self.own_loss = own_loss
 
 
 class FiniteGuard:
@@ -38,6 +42,7 @@ class FiniteGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, history: int) -> None:
         """`history`: the largest number of steps between two calls of `raise_if_bad`."""
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._own_bad = torch.zeros((), dtype=torch.bool, device=device)
         self._recent: deque[tuple[int, list[Int[Tensor, " B"]]]] = deque(maxlen=history + 1)
         self._optimizer = optimizer
         self._every_step = device.type != "cuda" or not optimizer.defaults.get("fused")
@@ -45,7 +50,10 @@ class FiniteGuard:
     def watch(self, step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""], sample_ids: list[Int[Tensor, " B"]]) -> None:
         """Checks one step. Call it before the optimizer step. Raises NotFinite at once if the host checks every step."""
         self._recent.append((step, sample_ids))
-        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        own = torch.isfinite(loss)
+        self._own_bad = ~own | self._own_bad
+        # the norm is the same in all processes, and the own loss is not: all must freeze at the same step
+        bad = ~torch.isfinite(norm) if distributed.is_active() else ~(own & torch.isfinite(norm))
         self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
         if self._every_step:
             self.raise_if_bad()
@@ -58,7 +66,7 @@ class FiniteGuard:
         first = int(self._first_bad.item())
         if first >= 0:
             ids = next((ids for step, ids in self._recent if step == first), [])
-            raise NotFinite(first, torch.cat(ids).tolist() if ids else [])
+            raise NotFinite(first, torch.cat(ids).tolist() if ids else [], bool(self._own_bad.item()))
 
 
 _OUT_OF_MEMORY = ("allocate memory", "MPS backend out of memory")
@@ -85,19 +93,30 @@ def explain_memory(config: RunConfig) -> AbstractContextManager[None]:
 
 @contextmanager
 def explain_not_finite(config: RunConfig, sample_name: Callable[[int], str]) -> Iterator[None]:
-    """Turns NotFinite into a Refusal that names the samples of the step and the settings that help.
+    """Turns NotFinite, which all processes raise after the same step, into a Refusal.
 
+    It names samples of the step, those of the processes whose own loss was not finite, and the settings that help.
     `sample_name`: the name of a sample, given its number.
     """
     try:
         yield
     except NotFinite as error:
-        names = ", ".join(sample_name(index) for index in error.sample_ids[:8])
         raise Refusal(
             f"the loss or a gradient of step {error.step} is not finite; no weight has moved since, and the checkpoints are "
-            f"intact. The first of its {len(error.sample_ids)} samples: {names}. Lower optim.lr (now {config.optim.lr:g}), "
+            f"intact. {_samples(error, sample_name)}. Lower optim.lr (now {config.optim.lr:g}), "
             "lengthen the warm-up or set optim.clip_grad; run.precision=fp32 tells whether it is the precision."
         ) from error
+
+
+def _samples(error: NotFinite, sample_name: Callable[[int], str]) -> str:
+    names = [sample_name(index) for index in error.sample_ids[:8]]
+    found = distributed.gathered((error.own_loss, len(error.sample_ids), names))
+    guilty = [number for number, (own_loss, _, _) in enumerate(found) if own_loss]
+    chosen = guilty or list(range(len(found)))
+    total = sum(found[number][1] for number in chosen)
+    first = ", ".join(found[chosen[0]][2])
+    where = f" in process {', '.join(map(str, guilty))} of {len(found)}" if guilty and len(found) > 1 else ""
+    return f"The first of its {total} samples{where}: {first}"
 
 
 def _advice(config: RunConfig) -> str:

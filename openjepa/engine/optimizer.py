@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from openjepa import operators
+from openjepa.engine import distributed
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import ParameterRule
 
@@ -43,9 +45,14 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-    """Euclidean norm of all gradients. It is not finite if any gradient is not."""
+    """Euclidean norm of all gradients, over all processes that hold parts of them. It is not finite if any gradient is not."""
     gradients = [value.grad for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return _whole_norm(gradients)
+
+
+def _whole_norm(gradients: list[Tensor]) -> Float[Tensor, ""]:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def clip_gradients(
@@ -62,10 +69,14 @@ def clip_gradients(
     if not parameters:
         return
     if mode == "global":
-        whole = norm if len(groups) == len(optimizer.param_groups) else torch.nn.utils.get_total_norm(gradients)
+        whole = norm if len(groups) == len(optimizer.param_groups) else _whole_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
         return
-    operators.scale_(gradients, (limit / (operators.norms(gradients) + 1e-6)).clamp(max=1.0))
+    parts = [value.to_local() if isinstance(value, DTensor) else value for value in gradients]
+    norms = operators.norms(parts)
+    if isinstance(gradients[0], DTensor):  # each process holds a part of every gradient
+        norms = distributed.sum_over_ranks(norms.square()).sqrt()
+    operators.scale_(parts, (limit / (norms + 1e-6)).clamp(max=1.0))
 
 
 def layer_number(name: str, depth: int, prefix: str = "encoder.") -> int:

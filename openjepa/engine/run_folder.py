@@ -18,14 +18,13 @@ from typing import IO, Any
 import torch
 
 import openjepa
-from openjepa.config import difference, load_run_config, save_yaml
+from openjepa.config import difference, load_run_config, log_lines, number, read_object, readable, save_yaml
 from openjepa.engine.device import device_name
 from openjepa.records import Environment, read_environment, seconds_of_steps
 from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
-from openjepa.system.json_files import log_lines, number, read_object, readable
+from openjepa.system.console import HUB_MARK, this_command
 from openjepa.system.shared_files import Claim, take, whole_file
-from openjepa.system.shell import HUB_MARK, this_command
 from openjepa.types import Skipped
 
 _CANNOT_CHANGE_RESULTS = (

@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from openjepa.checks import check_patch_divides
-from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.config import to_dict
-from openjepa.data import open_splits
 from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import for_probes, low_shot_rows
-from openjepa.data.source import ListSource, Splits, file_stamp
+from openjepa.data.source import ListSource, Splits, file_stamp, open_splits
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.probes.closed_sweep import shared_components
 from openjepa.evaluation.result_names import data_key, folder_key, variant_name
@@ -39,9 +37,9 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult, read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.settings.fields import as_option
 from openjepa.settings.models import EncoderConfig
-from openjepa.settings.protocols import PROTOCOLS, published_protocols
-from openjepa.settings.ranges import as_option
+from openjepa.settings.protocols import PROTOCOLS, check_evaluation, published_protocols
 from openjepa.settings.sources import DataSettings, height_and_width
 from openjepa.system.console import Say, silent
 from openjepa.weights.contents import weights_hash

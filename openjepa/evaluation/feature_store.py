@@ -21,7 +21,7 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.system.json_files import object_in
+from openjepa.config import object_in
 from openjepa.system.shared_files import take
 
 HEADER_BYTES, NUMBER_BYTES = 4096, 8

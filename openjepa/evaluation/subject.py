@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from openjepa.config import load_run_config
+from openjepa.config import load_run_config, readable_object
 from openjepa.engine.device import seed_generator
 from openjepa.evaluation.result_names import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -19,9 +19,7 @@ from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.sources import DataSettings
-from openjepa.system.console import say
-from openjepa.system.json_files import readable_object
-from openjepa.system.shell import absent, hub_name
+from openjepa.system.console import absent, hub_name, say
 from openjepa.weights.formats import WeightsChoice, load_any
 from openjepa.weights.native import load_encoder
 

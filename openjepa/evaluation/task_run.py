@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
-from openjepa.data.loading.workers import choose_workers
-from openjepa.data.passes import evaluation_batches
+from openjepa.data.passes import choose_workers, evaluation_batches
 from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
@@ -34,8 +33,7 @@ from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal, examples
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.models import EncoderConfig
-from openjepa.settings.protocol_names import PAPER_SUFFIX
-from openjepa.settings.protocols import PROTOCOLS
+from openjepa.settings.protocols import PAPER_SUFFIX, PROTOCOLS
 from openjepa.system.console import Say, silent
 
 NUM_NAMES = 20

@@ -12,8 +12,7 @@ from openjepa.data.source import ListSource, Splits
 from openjepa.records import Published
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.protocol_names import ALIASES
-from openjepa.settings.protocols import PROTOCOLS, usual_protocols, with_all_groups
+from openjepa.settings.protocols import ALIASES, PROTOCOLS, usual_protocols, with_all_groups
 
 Labels = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Labels of the training split and of the test split, one per record."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.checks import check
+from openjepa.config import read_object
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
 from openjepa.experiments.ablation_tables import (
@@ -33,7 +34,6 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import ScenesSettings
 from openjepa.system.console import format_seconds
 from openjepa.system.interrupts import Interrupted
-from openjepa.system.json_files import read_object
 from openjepa.training.loop import train
 
 SCENE_TASKS = ("clevr_count", "clevr_dist")

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from openjepa.config import difference, from_dict, to_dict
+from openjepa.config import difference, from_dict, read_object, to_dict
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.system.json_files import read_object
 from openjepa.system.shared_files import whole_file
 from openjepa.training.timed_steps import RealSteps
 

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from openjepa.config import lenient, readable_object
 from openjepa.experiments.ablation_lengths import PlannedRun
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
 from openjepa.settings.protocols import PROTOCOLS
 from openjepa.system import shared_files
 from openjepa.system.console import format_count, format_seconds, plain_console
-from openjepa.system.json_files import lenient, readable_object
 from openjepa.system.shared_files import whole_file
 
 RESULTS = "results"

@@ -11,8 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from openjepa.config import load_run_config
-from openjepa.data import open_splits
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights, read_state
 from openjepa.engine.device import autocast, resolve_device, resolve_precision, set_threads
 from openjepa.engine.run_folder import environment
@@ -26,11 +25,10 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.seeds import derive
 from openjepa.settings.experiments import EnergyBench
-from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.fields import as_option, check_ranges
 from openjepa.settings.run import RunConfig
-from openjepa.system.console import plain_console
+from openjepa.system.console import command, plain_console
 from openjepa.system.shared_files import whole_file
-from openjepa.system.shell import command
 from openjepa.training.monitor import draw_batches
 from openjepa.training.startup import build_method, default_view, training_length
 from openjepa.types import Batch

@@ -7,8 +7,7 @@ from typing import final
 import numpy as np
 from PIL import Image
 
-from openjepa.data import open_splits
-from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 

@@ -18,11 +18,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from openjepa.checks.sizes import check_patch_divides
 from openjepa.data.views import decoded_side, evaluation_view, whole_view
 from openjepa.engine.device import thread_pool
 from openjepa.inference.images import Picture, pixels_of
 from openjepa.refusals import Refusal
+from openjepa.settings.models import check_patch_divides
 
 ViewName = Literal["crop", "squash", "whole"]
 

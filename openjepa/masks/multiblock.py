@@ -29,8 +29,8 @@ from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.derived import resolved
+from openjepa.settings.fields import check_ranges
 from openjepa.settings.masks import MultiblockSettings
-from openjepa.settings.ranges import check_ranges
 from openjepa.types import BlockMasks
 
 _START = 1 << 32

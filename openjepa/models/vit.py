@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.checks.sizes import check_patch_divides
 from openjepa.models.transformer import (
     INIT_STD,
     RelativeBias,
@@ -18,7 +17,7 @@ from openjepa.models.transformer import (
     sincos_positions,
 )
 from openjepa.refusals import Refusal
-from openjepa.settings.models import EncoderConfig
+from openjepa.settings.models import EncoderConfig, check_patch_divides
 from openjepa.types import EncoderOutput
 
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from openjepa.config import number
 from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, Look, judged
 from openjepa.records import seconds_of_steps
 from openjepa.report.numbers import duration, format_number
 from openjepa.report.reading import Run, began_from, text
 from openjepa.settings.methods import METHODS
-from openjepa.system import shell
-from openjepa.system.json_files import number
+from openjepa.system import console
 
 STATUS_WORDS = ("finished", "running", "interrupted", "failed")
 UNFINISHED_RUN = "unfinished"
@@ -59,7 +59,7 @@ def error(run: Run) -> str:
 
 def openjepa_command(run: Run, verb: str) -> str:
     """The command `openjepa <verb>` that produces a missing part of the run."""
-    return shell.command("openjepa", verb, run.path)
+    return console.command("openjepa", verb, run.path)
 
 
 def facts(runs: Sequence[Run]) -> list[Fact]:

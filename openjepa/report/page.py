@@ -20,7 +20,7 @@ from openjepa.report.curves import Chart, draw_chart
 from openjepa.report.numbers import percent
 from openjepa.report.reading import Figure, Run, distinct, read_run
 from openjepa.report.svg import NUM_COLORS
-from openjepa.system import shell
+from openjepa.system import console
 from openjepa.system.shared_files import whole_file
 
 FOLDER = Path(__file__).parent / "templates"
@@ -160,7 +160,7 @@ def _view(folder: Run, index: int, budget: int) -> RunView:
         shown, failed = [], []
     elif not folder.log.series:
         missing.append(
-            ("No training log yet", "it", shell.command("openjepa", "train", "--config", folder.path / "config.yaml"))
+            ("No training log yet", "it", console.command("openjepa", "train", "--config", folder.path / "config.yaml"))
         )
     if not probes.probe_table([folder]) and not headline.skipped_tasks([folder]):
         missing.append(("No probes yet", "them", facts.openjepa_command(folder, "evaluate")))

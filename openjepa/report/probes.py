@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from openjepa.config import number
 from openjepa.records import SIGMA, SUBJECT_NAMES, Measure, Metric, Result
 from openjepa.report.numbers import percent
 from openjepa.report.reading import Run, text
 from openjepa.settings.protocols import PROTOCOLS, usual_protocols
-from openjepa.system.json_files import number
 
 SELECTION_WORDS = {
     "held_out": "settings chosen on 10 % of the training images",

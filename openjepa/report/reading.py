@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from openjepa.config import number, readable
 from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
-from openjepa.system.json_files import number, readable
 from openjepa.system.shared_files import is_taken
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")

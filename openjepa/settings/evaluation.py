@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from openjepa.refusals import Refusal
-from openjepa.settings.ranges import (
+from openjepa.settings.fields import (
     ABOVE_0,
     AT_LEAST_1,
     AT_LEAST_2,
@@ -17,10 +17,10 @@ from openjepa.settings.ranges import (
     SHARE_ABOVE_0,
     SHARE_BELOW_1,
     SWEPT,
+    NamesOf,
     Range,
     between,
 )
-from openjepa.settings.registry import NamesOf
 
 PERCENT = Range(ABOVE_0, 100, "above 0 and at most 100")
 

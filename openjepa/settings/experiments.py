@@ -8,9 +8,19 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
+from openjepa.settings.fields import (
+    ABOVE_0,
+    AT_LEAST_1,
+    AT_LEAST_2,
+    POSITIVE,
+    SHARE_ABOVE_0,
+    NamesOf,
+    Range,
+    as_option,
+    at_least,
+    check_ranges,
+)
 from openjepa.settings.models import ModelSettings, Size
-from openjepa.settings.ranges import ABOVE_0, AT_LEAST_1, AT_LEAST_2, Range, as_option, at_least, check_ranges
-from openjepa.settings.registry import NamesOf
 from openjepa.settings.run import SystemSettings
 from openjepa.settings.sources import DataSettings, FolderSettings
 
@@ -147,3 +157,25 @@ class EnergyBench:
     """`auto`, `cpu`, `cuda` or `mps`."""
     threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads on the CPU. None: all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Settings of `openjepa plan` beside those of the run that it plans."""
+
+    gpus: Annotated[tuple[int, ...], AT_LEAST_1] = (8,)
+    """Numbers of GPUs, one column for each."""
+    gpu: Annotated[str, NamesOf("openjepa.experiments.gpu_table:GPUS")] = "h100"
+    """Model of the GPUs."""
+    gpus_per_node: Annotated[int, AT_LEAST_1] = 8
+    """GPUs of one machine."""
+    images: Annotated[int | None, AT_LEAST_1] = None
+    """Training images, for the number of steps. None: those in `data.path`, or those of the recipe's data set."""
+    mfu: Annotated[float | None, SHARE_ABOVE_0] = None
+    """Share of the stated peak that a step reaches on one GPU. None: expected of its bandwidths (docs/planning.md)."""
+    bandwidth: Annotated[tuple[float, float] | None, POSITIVE] = None
+    """GB/s that one GPU sends, within its node and to other nodes. None: those of the usual node of this GPU."""
+    decode_rate: Annotated[float | None, POSITIVE] = None
+    """Images/s whose views one CPU core makes (`openjepa bench data` measures it). None: as measured for the method."""
+    json: bool = False
+    """Print JSON instead of a table."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from openjepa.refusals import Refusal
-from openjepa.settings.ranges import AT_LEAST_1, FINITE, NOT_NEGATIVE, SHARE, Range
+from openjepa.settings.fields import AT_LEAST_1, FINITE, NOT_NEGATIVE, SHARE, Range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from openjepa.settings.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST, Range
-from openjepa.settings.registry import Entry
+from openjepa.settings.fields import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_ABOVE_0,
+    SMALLEST_FIRST,
+    Entry,
+    Range,
+)
 
 MaskKind = Literal["blocks", "tokens", "none"]
 """Kind of mask that a strategy draws: a context and target blocks, single masked patches, or nothing."""

@@ -1,12 +1,17 @@
-"""The protocols: one entry tells the rest of the program all that it knows of one. Their code is in openjepa.evaluation."""
+"""The protocols: one entry tells the rest of the program all that it knows of one. Their code is in openjepa.evaluation.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, make_dataclass
+Also former names of protocols, and checks of an evaluation's settings before anything is loaded. Free of torch.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.registry import Line
+from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings, ProtocolSettings
+from openjepa.settings.fields import Line, check_ranges
 
 Group = TypeVar("Group")
 
@@ -167,3 +172,99 @@ def with_all_groups(settings: EvaluationSettings) -> EvaluationSettings:
 def group_of(settings: EvaluationSettings, group: type[Group]) -> Group:
     """The group of settings `group`, which the entry of a protocol brings."""
     return next(value for value in vars(settings).values() if isinstance(value, group))
+
+
+# ----------------------------------------------------------------------------------------------------------- checks of settings
+
+
+def check_evaluation(settings: EvaluationSettings) -> None:
+    """Raises Refusal if a setting of an evaluation is out of its range, or cannot work with the others."""
+    check_ranges(settings, "evaluation.")
+    shot = settings.low_shot
+    given = [name for name in ("list", "percent", "images_per_class") if getattr(shot, name) is not None]
+    if len(given) > 1:
+        raise Refusal(f"evaluation.low_shot.{given[0]} and low_shot.{given[1]} both say which images are labeled: give one")
+    if shot.list is not None and not Path(shot.list).expanduser().is_file():
+        raise Refusal(f"evaluation.low_shot.list={shot.list!r} is no file: give a text file with one image per line")
+    for group in vars(settings).values():
+        if isinstance(group, ProtocolSettings):
+            group.check(shot.is_set())
+
+
+def evaluation_remarks(
+    settings: EvaluationSettings, protocols: Collection[str], reads: Mapping[str, Collection[str]], unpooled: Collection[str]
+) -> list[str]:
+    """Remarks on settings that were changed but have no effect on an evaluation by `protocols`.
+
+    `reads`: for every existing protocol, the settings and groups that it reads, without those that all protocols read.
+    `unpooled`: the protocols that learn from patches, not from one vector per image.
+    """
+    usual = type(settings)()
+    heeded = {name for protocol in protocols for name in reads[protocol]}
+    words = []
+    for name, value in vars(usual).items():
+        readers = [protocol for protocol, names in reads.items() if name in names]
+        if readers and name not in heeded and getattr(settings, name) != value:
+            shown = f"{name}.*" if is_dataclass(value) else name
+            words.append(f"{shown} has no effect: the protocol {' or '.join(readers)} is not run (--protocols)")
+    shot = settings.low_shot
+    if shot.seed and (not shot.is_set() or shot.list is not None):
+        words.append("low_shot.seed has no effect without low_shot.percent or low_shot.images_per_class")
+    if settings.lidar_views != usual.lidar_views and settings.lidar_images is None:
+        words.append("lidar_views has no effect without lidar_images")
+    if settings.pooling != usual.pooling and set(unpooled).issuperset(protocols):
+        words.append(f"pooling has no effect: protocols on patches ({', '.join(unpooled)}) pool nothing")
+    groups = [group for group in vars(settings).values() if isinstance(group, ProtocolSettings)]
+    return [*words, *(remark for group in groups for remark in group.remarks())]
+
+
+# ----------------------------------------------------------------------------------------------------------------- former names
+
+
+RESULT_VERSION = 2
+"""Version of results that are written today."""
+ALIASES: Mapping[str, str] = {"linear_full": "linear-full", "dense_linear": "dense-linear", "dense_knn": "dense-knn"}
+"""Current name of each former name of a protocol."""
+PAPER_SUFFIX = " (paper)"
+"""End of the name of a number whose settings were chosen on the test images, if a result holds both kinds."""
+
+_RENAMED: Mapping[str, str] = {"linear-cached": "linear", "linear": "linear-full"}
+"""Current name of each number of version 1 that has another name today."""
+
+
+def current_result(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of a result, with current names. `content`: the object as any version wrote it.
+
+    A file with version 1 or without a version is of version 1: its `linear` is the published protocol, `linear-full`. Entries
+    of an unexpected form are left unchanged.
+    """
+    version = content.get("version")
+    if isinstance(version, int) and version >= RESULT_VERSION:
+        return dict(content)
+    current = dict(content) | {"version": RESULT_VERSION}
+    if isinstance(subjects := content.get("subjects"), Mapping):
+        current["subjects"] = {name: _current_subject(numbers) for name, numbers in subjects.items()}
+    for part, key in (("heads", "metric"), ("published", "protocol")):
+        if isinstance(listed := content.get(part), list):
+            current[part] = [_renamed_entry(item, key) for item in listed]
+    settings = content.get("settings")
+    if isinstance(settings, Mapping) and isinstance(protocols := settings.get("protocols"), list):
+        current["settings"] = {**settings, "protocols": [ALIASES.get(str(name), name) for name in protocols]}
+    return current
+
+
+def _current_subject(numbers: Any) -> Any:
+    metrics = numbers.get("metrics") if isinstance(numbers, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        return numbers
+    return {**numbers, "metrics": {_renamed(str(name)): metric for name, metric in metrics.items()}}
+
+
+def _renamed_entry(item: Any, key: str) -> Any:
+    return {**item, key: _renamed(item[key])} if isinstance(item, Mapping) and isinstance(item.get(key), str) else item
+
+
+def _renamed(title: str) -> str:
+    """The current name of a number of version 1: `linear-cached (paper)` -> `linear (paper)`."""
+    plain = title.removesuffix(PAPER_SUFFIX)
+    return _RENAMED.get(plain, plain) + title[len(plain) :]

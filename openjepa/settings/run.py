@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from openjepa.settings.fields import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Choice, Range
 from openjepa.settings.masks import MASKS, MaskSettings, MultiblockSettings
 from openjepa.settings.methods import METHODS, IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.ranges import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Range
-from openjepa.settings.registry import Choice
 from openjepa.settings.sources import SOURCES, DataSettings, FolderSettings
 
 LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0 for no LiDAR", also=(0,))

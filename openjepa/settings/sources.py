@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.ranges import AT_LEAST_1, FINITE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
-from openjepa.settings.registry import Entry
+from openjepa.settings.fields import AT_LEAST_1, FINITE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST, Entry
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:

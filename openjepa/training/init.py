@@ -23,7 +23,7 @@ from openjepa.refusals import Refusal, few
 from openjepa.settings.methods import MethodSettings
 from openjepa.settings.models import SIZES, EncoderConfig, ModelSettings, PredictorConfig, Shape
 from openjepa.settings.run import RunConfig, RunSettings
-from openjepa.system.shell import hub_name
+from openjepa.system.console import hub_name
 from openjepa.weights.contents import MOST_NAMES, weights_hash
 from openjepa.weights.formats import Loaded, WeightsChoice, WrongChoice, load_any
 

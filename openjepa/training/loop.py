@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from openjepa.checks import check
-from openjepa.data import open_splits
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
 from openjepa.data.loading.unreadable import SkipLedger
-from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import choose_workers
+from openjepa.data.source import open_splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from openjepa.config import read_object
 from openjepa.data.source import Splits
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
@@ -19,7 +20,6 @@ from openjepa.methods.base import Method
 from openjepa.records import read_summary
 from openjepa.settings.methods import About
 from openjepa.system.interrupts import Interrupted
-from openjepa.system.json_files import read_object
 from openjepa.training.init import Start
 from openjepa.training.monitor import Monitor
 from openjepa.types import Export

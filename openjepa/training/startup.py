@@ -10,6 +10,7 @@ import torch
 from rich.filesize import decimal
 
 from openjepa.checks import never_reached
+from openjepa.config import read_object
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
 from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
@@ -27,7 +28,6 @@ from openjepa.settings.methods import MethodSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import format_count
-from openjepa.system.json_files import read_object
 from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
 

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openjepa.data import open_splits
 from openjepa.data.loading.chunks import draw_masks
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
-from openjepa.data.loading.workers import choose_workers
-from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.passes import choose_workers
+from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.engine import distributed
 from openjepa.engine.costs import OTHER
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
@@ -31,8 +30,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
-from openjepa.system.console import format_seconds
-from openjepa.system.shell import command
+from openjepa.system.console import command, format_seconds
 from openjepa.training.startup import build_method, default_view, step_costs
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 

@@ -16,8 +16,8 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import RunConfig
+from openjepa.system.console import command
 from openjepa.system.shared_files import whole_file
-from openjepa.system.shell import command
 from openjepa.visualization.mask_pictures import mask_figure
 from openjepa.visualization.neighbors import (
     Pictured,

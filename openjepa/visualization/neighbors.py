@@ -13,9 +13,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from openjepa.data import open_splits
 from openjepa.data.passes import EvalBatch, evaluation_batches
-from openjepa.data.source import ListSource, ShardRecord, ShardSource
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, open_splits
 from openjepa.engine.device import encode, pooled_features
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal

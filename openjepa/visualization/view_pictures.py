@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from openjepa.data import open_splits
+from openjepa.config import RESTORE, read_object
 from openjepa.data.decode import decode_image
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive
 from openjepa.settings.run import RunConfig
-from openjepa.system.json_files import RESTORE, read_object
 from openjepa.types import Batch, ColorChange, InputSpec, LoaderPosition, ViewSpec
 from openjepa.visualization.sheet import Sheet, enlarge
 

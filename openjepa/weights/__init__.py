@@ -7,7 +7,7 @@ calls the functions in OUTPUTS to write.
 
 from dataclasses import dataclass
 
-from openjepa.settings.registry import Line
+from openjepa.settings.fields import Line
 
 
 @dataclass(frozen=True)

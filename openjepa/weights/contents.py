@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from openjepa.config import read_object
 from openjepa.refusals import Refusal, few
-from openjepa.system.json_files import read_object
-from openjepa.system.shell import absent
+from openjepa.system.console import absent
 from openjepa.weights.state_dicts import PLAIN_DATA, Groups, Network, networks_in
 
 AGAIN = "export or download the network again"

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
-from openjepa.checks.sizes import check_encoder
+from openjepa.config import typed
 from openjepa.refusals import Refusal
-from openjepa.settings.models import EncoderConfig, Initialization
-from openjepa.system.json_files import typed
+from openjepa.settings.models import EncoderConfig, Initialization, check_encoder
 from openjepa.weights.contents import AGAIN
 
 Described = TypeVar("Described")

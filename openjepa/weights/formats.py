@@ -17,7 +17,7 @@ from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, examples, few, needed_for
 from openjepa.settings.models import SIZES, EncoderConfig, PredictorConfig
-from openjepa.system.shell import hub_name
+from openjepa.system.console import hub_name
 from openjepa.weights import FORMATS
 from openjepa.weights.contents import MOST_NAMES, Contents, open_contents
 

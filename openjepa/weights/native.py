@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from openjepa.checks.sizes import check_encoder, check_predictor
+from openjepa.config import read_object, typed
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
-from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.system.json_files import read_object, typed
+from openjepa.settings.models import EncoderConfig, PredictorConfig, check_encoder, check_predictor
 from openjepa.system.shared_files import whole_folder
 from openjepa.types import Export
 from openjepa.weights.contents import (

@@ -15,11 +15,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openjepa.config import read_object
 from openjepa.models.transformer import hidden_width
 from openjepa.models.vit import build_encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.json_files import read_object
 from openjepa.weights.contents import (
     AGAIN,
     CONFIG_FILE,

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 
 from openjepa.checks import check, remarks
-from openjepa.checks.protocol_settings import check_evaluation, evaluation_remarks
-from openjepa.checks.sizes import check_positions
 from openjepa.config import flatten
 from openjepa.recipes.matched import with_method
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import DenseSettings, EvaluationSettings, FinetuneSettings, LowShotSettings
 from openjepa.settings.masks import RandomPatchesSettings
 from openjepa.settings.methods import DinoSettings
-from openjepa.settings.protocols import PROTOCOLS
+from openjepa.settings.models import check_positions
+from openjepa.settings.protocols import PROTOCOLS, check_evaluation, evaluation_remarks
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 

@@ -16,9 +16,8 @@ from openjepa.commands.ablate import ABLATE_COMMON
 from openjepa.commands.data import CheckOptions
 from openjepa.commands.embed import EMBED_COMMON, EmbedOptions
 from openjepa.commands.evaluate import EVALUATE_COMMON, EvaluateOptions
-from openjepa.commands.parsing.arguments import option_names
+from openjepa.commands.parsing.arguments import explanations, option_names, options_of, positionals_first
 from openjepa.commands.parsing.help import folded
-from openjepa.commands.parsing.options import explanations, options_of, positionals_first
 from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_train
 from openjepa.recipes import RECIPES
 from openjepa.settings.experiments import AblationSettings, DataBench, StepBench

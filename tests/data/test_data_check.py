@@ -172,7 +172,7 @@ def findings(settings: FolderSettings, min_side: int = 1) -> dict[str, CheckedFi
 
 
 def test_images_that_max_images_leaves_are_named(tmp_path: Path) -> None:
-    from openjepa.data import open_splits
+    from openjepa.data.source import open_splits
 
     put(tmp_path, *[f"{label}/{number}.png" for label in "ab" for number in range(10)], "c.txt/x/1.png")
     settings = FolderSettings(path=str(tmp_path), max_images=4)

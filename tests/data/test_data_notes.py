@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from openjepa.cli import main
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.run import RunConfig

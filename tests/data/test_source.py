@@ -17,8 +17,8 @@ from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
 from openjepa.data.source import JoinedBytes, ListSource, Pieces, ShardSource, source_hash, stamps_hash
 from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.inference.embedding.embed_plan import EmbeddedImages, plan_entries
 from openjepa.inference.embedding.embedding_run import embed_dataset
-from openjepa.inference.embedding.plan import EmbeddedImages, plan_entries
 from openjepa.inference.embedding.table import open_table
 from openjepa.inference.search.gallery import open_gallery
 from openjepa.inference.search.search_run import open_for_search
@@ -141,7 +141,7 @@ def test_large_parquet_files_are_known_by_themselves_not_by_their_copies(
 
 
 def test_scenes_are_known_by_their_pictures(tmp_path: Path) -> None:
-    from openjepa.data import open_splits
+    from openjepa.data.source import open_splits
     from openjepa.settings.sources import ScenesSettings
 
     write_clevr(tmp_path / "scenes", {"train": [[9.2, 8.0, 11]], "val": [[8.6] * 10]})

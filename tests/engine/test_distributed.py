@@ -25,7 +25,16 @@ def _sums() -> dict[str, object]:
         "largest": distributed.largest_over_ranks([rank, -rank]),
         "gathered": distributed.gathered(("rank", rank)),
         "main": distributed.from_main(lambda: distributed.rank()),
+        "added": _added(rank),
+        "shared": distributed.shared([lambda number=number: (number, distributed.rank()) for number in range(3)]),
     }
+
+
+def _added(rank: int) -> list[torch.Tensor]:
+    distributed.BUCKET_NUMBERS = 3
+    tensors = [torch.full((2, 2), 1.0 + rank), torch.tensor(10.0 * rank), torch.ones(3)[::2]]
+    distributed.add_over_ranks(tensors)
+    return tensors
 
 
 def _decisions() -> dict[str, str]:
@@ -64,6 +73,8 @@ def test_sums_decisions_and_errors_of_two_processes(tmp_path: Path) -> None:
         assert found["largest"] == [1, 0]
         assert found["gathered"] == [("rank", 0), ("rank", 1)]
         assert found["main"] == 0
+        assert [tensor.tolist() for tensor in found["added"]] == [[[3.0, 3.0], [3.0, 3.0]], 10.0, [2.0, 2.0]]
+        assert found["shared"] == [(0, 0), (1, 1), (2, 0)]
     assert said_first == {"main": "own: no such folder", "all": "repeated: process 1: no such folder"}
     assert said_second == {"main": "repeated: no such folder", "all": "own: no such folder"}
     assert "only the main" in (tmp_path / "rank0.txt").read_text()
@@ -74,7 +85,29 @@ def test_a_single_process_communicates_nothing() -> None:
     value = torch.ones(2)
     assert distributed.sum_over_ranks(value) is value and distributed.mean_over_ranks(value) is value
     assert distributed.gathered(3) == [3] and distributed.from_main(lambda: 4) == 4 and distributed.in_all(lambda: 5) == 5
+    assert distributed.shared([lambda: 6, lambda: 7]) == [6, 7] and distributed.rows_of_all(value) is value
+    distributed.add_over_ranks([value])
     distributed.barrier()
+    assert value.tolist() == [1.0, 1.0]
+
+
+def _refuse(number: int | None) -> str:
+    """How this process ends if it refuses, which all do if `number` is None."""
+    try:
+        with distributed.joined(torch.device("cpu"), 60):
+            if number in (None, distributed.rank()):
+                raise Refusal("no such folder")
+            distributed.barrier()  # waits for the one that has refused
+    except RepeatedRefusal:
+        return "repeated"
+    except Refusal as error:
+        return str(error)
+    return "ended well"
+
+
+@pytest.mark.parametrize("number", [None, 1])
+def test_only_one_process_tells_a_refusal(tmp_path: Path, number: int | None) -> None:
+    assert sorted(on_ranks(2, tmp_path, _refuse, number, joined=False)) == ["no such folder", "repeated"]
 
 
 def _other_version() -> None:

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from openjepa.config import load_run_config, save_yaml
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import balanced_rows, ranks_in_class
-from openjepa.data.source import Splits, source_hash
+from openjepa.data.source import Splits, open_splits, source_hash
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, SplitView, extract_features
 from openjepa.evaluation.subject import find_subject

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.config import save_yaml
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
 from openjepa.evaluation import lidar as lidar_module
 from openjepa.evaluation.evaluation_run import evaluate_run
@@ -28,6 +26,7 @@ from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
+from openjepa.settings.protocols import check_evaluation
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export, ViewSpec, normalize

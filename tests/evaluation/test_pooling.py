@@ -8,19 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from openjepa.checks.protocol_settings import evaluation_remarks
+from openjepa.commands.evaluate import print_results
 from openjepa.config import save_yaml
-from openjepa.data import open_splits
 from openjepa.data.passes import evaluation_batches
-from openjepa.data.source import Splits
+from openjepa.data.source import Splits, open_splits
 from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite, pooled_configs, pooled_settings
-from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import TASKS
 from openjepa.measures.rank import rankme
 from openjepa.methods import METHODS
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
-from openjepa.settings.protocols import PROTOCOLS
+from openjepa.settings.protocols import PROTOCOLS, evaluation_remarks
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.settings.sources import FolderSettings
 from openjepa.training.loop import train

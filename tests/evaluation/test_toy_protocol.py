@@ -8,17 +8,15 @@ import pytest
 from rich.console import Console
 
 import openjepa
-from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.cli import main
-from openjepa.commands.evaluate import parse_evaluate
-from openjepa.commands.parsing.options import explanations
+from openjepa.commands.evaluate import parse_evaluate, print_results
+from openjepa.commands.parsing.arguments import explanations
 from openjepa.evaluation.evaluation_run import evaluate_run
-from openjepa.evaluation.tables import print_results
 from openjepa.evaluation.tasks import with_current_names
 from openjepa.records import read_result
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.protocols import PROTOCOLS, ProtocolEntry, evaluation_settings
+from openjepa.settings.protocols import PROTOCOLS, ProtocolEntry, check_evaluation, evaluation_settings
 from tests.evaluation.toy_protocol import ClassMeansSettings
 from tests.helpers.dense import evaluated, scenes
 from tests.helpers.evaluated_run import SETTINGS

@@ -9,8 +9,8 @@ from openjepa.evaluation.protocol import FeatureProbe, HeadResult, ImageProbe, P
 from openjepa.measures.accuracy import top1
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolSettings
+from openjepa.settings.fields import AT_LEAST_1
 from openjepa.settings.protocols import group_of
-from openjepa.settings.ranges import AT_LEAST_1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 
 from openjepa.cli import main
 from openjepa.config import save_yaml
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_state
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.experiments.energies import bench_energy, compared_energies, energies_of, measure_energy

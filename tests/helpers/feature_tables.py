@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from openjepa.config import to_dict
-from openjepa.data import open_splits
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
 from openjepa.inference.embedding.table import TABLE_COLUMNS, Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.models.vit import build_encoder

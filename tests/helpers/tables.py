@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data import open_splits
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, open_splits
 from openjepa.settings.sources import HuggingFaceSettings
 from tests.helpers.images import shape_image
 

@@ -35,7 +35,7 @@ QUOTED = {
     "moving average": ("evaluation/lidar.py", "experiments/", "inference/encoder.py", "settings/run.py", "training/", *PAPERS),
     "cls": ("commands/parsing/", "config.py", "data/tables/", "settings/sources.py", "weights/"),  # a class, a file in a tar
     "backbone": ("weights/",),  # names in checkpoints
-    "linear-cached": ("settings/protocol_names.py",),  # the name in older results
+    "linear-cached": ("settings/protocols.py",),  # the name in older results
 }
 """Replaced words that still stand for what they mean elsewhere: word -> where."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from openjepa.methods import METHODS
-from openjepa.settings.registry import Entry
+from openjepa.settings.fields import Entry
 from tests.methods.toy_method import MeanColorSettings
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openjepa.checks import check
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
 from openjepa.masks import MASKS

@@ -16,8 +16,8 @@ from torch.profiler import record_function
 from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
+from openjepa.settings.fields import POSITIVE
 from openjepa.settings.methods import About, MethodSettings, Paper
-from openjepa.settings.ranges import POSITIVE
 from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 
 VIEW = "image"

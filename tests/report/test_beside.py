@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.evaluation.tables import follows_published
+from openjepa.commands.evaluate import follows_published
 from openjepa.evaluation.tasks import PUBLISHED, SUITES
 from openjepa.records import Result, SubjectResult, compares, read_evaluation
 from openjepa.report.beside import LEFT, PLACE, RIGHT, WIDTH, Comparison, Number, comparisons, draw_strip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.loading.workers import choose_workers
+from openjepa.data.passes import choose_workers
 from openjepa.system import machine
 from openjepa.system.machine import available_cores
 
@@ -79,6 +79,6 @@ def test_without_groups_the_machine_tells(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_worker_is_started_for_each_core_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, workers in ((1, 1), (2, 1), (4, 3), (64, 16)):
-        monkeypatch.setattr("openjepa.data.loading.workers.available_cores", lambda number=number: number)
+        monkeypatch.setattr("openjepa.data.passes.available_cores", lambda number=number: number)
         assert choose_workers(None) == workers
     assert choose_workers(None, "memory") == 0 and choose_workers(5, "memory") == 5

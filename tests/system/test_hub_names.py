@@ -10,7 +10,7 @@ import openjepa
 from openjepa import cli
 from openjepa.data.tables.huggingface import open_huggingface
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.shell import absent, hub_name
+from openjepa.system.console import absent, hub_name
 from openjepa.weights.convert.origin import last_part
 from openjepa.weights.formats import load_any
 from tests.helpers.tiny_encoder import write_encoder

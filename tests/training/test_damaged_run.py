@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from openjepa.config import number, read_object, readable, typed
 from openjepa.engine import checkpoint
 from openjepa.engine.run_folder import RunLog, logged_step_seconds, logged_steps, open_run_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 from openjepa.settings.run import RunConfig
-from openjepa.system.json_files import number, read_object, readable, typed
 from openjepa.training.loop import train
 from openjepa.visualization.view_pictures import read_views
 from tests.helpers.images import write_folder

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from openjepa.commands.evaluate import print_results
 from openjepa.commands.parsing.arguments import given_settings
 from openjepa.commands.train import decided_by_file, parse_train
 from openjepa.config import load_run_config, save_yaml
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.evaluation_run import evaluate_run
-from openjepa.evaluation.tables import print_results
 from openjepa.models.transformer import resampled_positions
 from openjepa.models.vit import build_encoder
 from openjepa.report import write_report

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openjepa.config import load_run_config
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openjepa.checks import check
-from openjepa.data import open_splits
+from openjepa.data.source import open_splits
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
 from openjepa.measures.rank import alpha_req, lidar

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from openjepa.config import save_yaml
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
 from openjepa.masks.coverage import coverage, example_masks

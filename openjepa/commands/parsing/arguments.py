@@ -1,27 +1,35 @@
 """Turns command-line arguments into settings, and checks paths before anything is loaded. Free of torch.
 
-tyro cannot choose another dataclass of a union that has a default. So the choice of each component (`--data.source`,
-`--masks.strategy`, `--method.name`) is read first and selects its dataclass. Then tyro parses everything over those defaults.
+Names and types of options come from the fields of a dataclass, and explanations from the strings under the fields. tyro cannot
+choose another dataclass of a union that has a default. So the choice of each component (`--data.source`, `--masks.strategy`,
+`--method.name`) is read first and selects its dataclass. Then tyro parses everything over those defaults.
 """
 
+import ast
+import inspect
+import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from openjepa.commands.parsing.help import help_text
-from openjepa.commands.parsing.options import normalized, options_of, positionals_first
 from openjepa.config import expand_home, load_run_config, nearest_names
 from openjepa.refusals import Refusal
+from openjepa.settings.evaluation import EvaluationSettings
+from openjepa.settings.fields import NamesOf, Range, as_option, check_ranges, rules_of
 from openjepa.settings.inference import CONVERTED_MARK
-from openjepa.settings.ranges import as_option, check_ranges
+from openjepa.settings.protocols import evaluation_settings
 from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings, FolderSettings
+from openjepa.system.console import absent, command, hub_name
 from openjepa.system.shared_files import is_writable
-from openjepa.system.shell import absent, command, hub_name
 
 OptionsType = TypeVar("OptionsType")
 Loaded = TypeVar("Loaded")
@@ -139,6 +147,8 @@ def parse(
     empty: all. Raises Refusal if an option is unknown, and names the nearest.
     """
     if is_help(argv):
+        from openjepa.commands.parsing.help import help_text
+
         chosen = [name for name, choice in CHOICES.items() if f"{name}.{choice.field}" in map(normalized, argv)]
         text = "\n\n".join(filter(None, (description, details if ALL in argv else "")))
         print(help_text(prog, text, default, () if ALL in argv else common, chosen))
@@ -219,3 +229,188 @@ def check_output_folder(path: Path) -> None:
 def _check_writable(path: Path, folder: Path, option: str) -> None:
     if not is_writable(folder):
         raise Refusal(f"{option} {path}: {folder.absolute()} cannot be written to; name a place elsewhere")
+
+
+# ------------------------------------------------------------------------------------------------------- options of a dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting as an option of the command line."""
+
+    name: str
+    """Dotted name with underscores: `data.image_size`."""
+    kind: Any
+    """Annotation of the field, without the extras that tyro reads."""
+    default: Any
+    """Default value; None also if there is no instance with values."""
+    owner: Any
+    """Dataclass that has the field."""
+    metavar: str = ""
+    """Name of a positional argument in the help. Empty for an option."""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def explanation(self) -> str:
+        """The string under the field. It is read only for help, because this takes longer than all other parsing."""
+        return explanations(self.owner).get(self.name.rpartition(".")[2], "")
+
+    @property
+    def limits(self) -> str:
+        """Words for the range of its numbers; empty if there is none."""
+        rules = rules_of(self.owner).get(self.name.rpartition(".")[2], ())
+        return next((rule.words for rule in rules if isinstance(rule, Range)), "")
+
+    def flag(self, is_on: bool = True) -> str:
+        """The option as it is written: `--data.image-size`. `is_on`: False gives `--data.no-horizontal-flip` for a switch."""
+        group, dot, name = self.name.replace("_", "-").rpartition(".")
+        return f"--{group}{dot}{'' if is_on else 'no-'}{name}"
+
+
+def options_of(cls: type[Any], values: object = None) -> Iterator[Option]:
+    """Yields every option of `cls`. `values`: an instance with the defaults; None: the options of all choices of components."""
+    yield from _options(cls, values, "")
+
+
+def _options(cls: type[Any], values: object, prefix: str) -> Iterator[Option]:
+    hints = get_type_hints(cls, include_extras=True)
+    for item in fields(cls):
+        kind, extras = _without_extras(hints[item.name])
+        value = getattr(values, item.name, None)
+        if is_dataclass(kind):
+            is_bare = any(getattr(extra, "name", None) == "" for extra in extras)
+            for part in [type(value)] if value is not None else _choices(kind):  # type: ignore[arg-type]
+                yield from _options(part, value, prefix if is_bare else f"{prefix}{item.name}.")
+        else:
+            metavar = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), "")
+            aliases = next((extra.aliases for extra in extras if getattr(extra, "aliases", None)), ())
+            yield Option(f"{prefix}{item.name}", kind, value, cls, metavar, tuple(aliases))
+
+
+def _choices(cls: type[Any]) -> list[type[Any]]:
+    if cls is EvaluationSettings:
+        return [evaluation_settings()]
+    return next((list(choice.options.values()) for choice in CHOICES.values() if choice.base is cls), [cls])
+
+
+def _without_extras(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The annotation without its extras, and the extras. Names of a registry become a Literal."""
+    if get_origin(kind) is not Annotated:
+        return kind, ()
+    alone, extras = get_args(kind)[0], kind.__metadata__
+    for registry in (extra for extra in extras if isinstance(extra, NamesOf)):
+        name: Any = Literal[registry.names()]
+        alone = tuple[name, ...] if get_origin(alone) is tuple else name | None
+    return alone, extras
+
+
+@cache
+def explanations(cls: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass and of its base classes, as one line.
+
+    Empty if the source code is not available, as in a bundle of compiled files.
+    """
+    found: dict[str, str] = {}
+    for base in reversed([item for item in cls.__mro__ if is_dataclass(item)]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except OSError:
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for line, below in pairwise(body.body):
+            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(line, ast.AnnAssign) and is_text:
+                found[ast.unparse(line.target)] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
+    return found
+
+
+def leaves(kind: Any) -> tuple[Any, ...]:
+    """The plain types and literal values in an annotation, in order: `int | tuple[float, ...]` -> int, float."""
+    if get_origin(kind) in (Union, types.UnionType, tuple):
+        return tuple(dict.fromkeys(leaf for part in get_args(kind) if part is not Ellipsis for leaf in leaves(part)))
+    return get_args(kind) if get_origin(kind) is Literal else (kind,)
+
+
+def most_words(kind: Any) -> float:
+    """Most words of a command line that a value of this annotation takes: 0 for a switch, infinity for a list."""
+    if kind is bool:
+        return 0
+    if get_origin(kind) in (Union, types.UnionType):
+        return max(most_words(part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return math.inf if Ellipsis in get_args(kind) else len(get_args(kind))
+    return 1
+
+
+def is_value(word: str, kind: Any) -> bool:
+    """True if `word` can be a value, or one of several values, of an option with this annotation."""
+    return any(_fits(word, leaf) for leaf in leaves(kind))
+
+
+def _fits(word: str, leaf: Any) -> bool:
+    if leaf is types.NoneType:
+        return word.lower() == "none"
+    if leaf in (int, float):
+        return _is_number(word, leaf)
+    return True if leaf in (str, Path) else word.replace("_", "-") == str(leaf).replace("_", "-")
+
+
+def _is_number(word: str, kind: Callable[[str], object]) -> bool:
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
+
+
+def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = True) -> list[str]:
+    """`argv` with the words that belong to no option of `cls` moved to the front.
+
+    `is_needed`: if there is no such word, takes the last word of a list of any length, as in `--image cat.jpg features.npy`.
+    """
+    options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
+    for option in options_of(cls):
+        off = (option.flag(is_on=False),) if option.kind is bool else ()
+        for name in (option.flag(), *off, *option.aliases):
+            options.setdefault(normalized(name), []).append(option.kind)
+    free: list[str] = []
+    rest: list[str] = []
+    lists: list[int] = []  # positions in `rest` of the last word of each list
+    position = 0
+    while position < len(argv):
+        end = position + 1
+        if _is_option(argv[position]):
+            kinds = options.get(normalized(argv[position]), [str])
+            end += _num_values(argv, position, kinds)
+            if end - position > 2 and max(map(most_words, kinds)) == math.inf:
+                lists.append(len(rest) + end - position - 1)
+        (rest if _is_option(argv[position]) else free).extend(argv[position:end])
+        position = end
+    if is_needed and not free and lists:
+        free.append(rest.pop(lists[-1]))
+    return [*free, *rest]
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word == "-h"
+
+
+def normalized(option: str) -> str:
+    """The form in which options are compared: `--data.image-size=3` -> `data.image_size`."""
+    return option.lstrip("-").split("=", maxsplit=1)[0].replace("-", "_")
+
+
+def _num_values(argv: Sequence[str], position: int, kinds: Sequence[Any]) -> int:
+    """Number of words after the option at `position` that are its values. At least one, unless the option is a switch."""
+    following = argv[position + 1 : position + 2]
+    if "=" in argv[position] or not following or _is_option(following[0]):
+        return 0
+    most = max(map(most_words, kinds))
+    if most == 0:  # the value of a switch is refused later, with the name of the switch
+        return int(following[0].lower() in ("true", "false"))
+    number = 1
+    for word in argv[position + 2 :]:
+        if number >= most or _is_option(word) or not any(is_value(word, kind) for kind in kinds):
+            break
+        number += 1
+    return number

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from openjepa.commands.parsing.options import Option, leaves, most_words, options_of
+from openjepa.commands.parsing.arguments import Option, leaves, most_words, options_of
 from openjepa.settings.run import CHOICES
 
 NARROWEST, WIDEST = 60, 120

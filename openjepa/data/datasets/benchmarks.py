@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal
-from openjepa.settings.registry import Line
+from openjepa.settings.fields import Line
 
 
 @dataclass(frozen=True)

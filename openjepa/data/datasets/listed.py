@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.config import read_object
 from openjepa.data.datasets.layouts import labeled_splits, listed_images, refuse_folder
 from openjepa.data.folders.image_lists import read_lines
 from openjepa.data.source import Splits
 from openjepa.refusals import Refusal, examples
-from openjepa.system.json_files import read_object
 
 PLACES_LISTS = ("trainvalsplit_places205", ".")
 """Folders that may hold the lists: the one their archive unpacks to, or the data set's own folder."""

@@ -16,7 +16,7 @@ from openjepa.data.loading.cache import MEMORY_SHARE, PixelCache, build_cache, c
 from openjepa.data.loading.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
-from openjepa.data.loading.workers import check_shared_memory, parallel_map
+from openjepa.data.passes import check_shared_memory, parallel_map
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from openjepa.config import read_object
 from openjepa.data.scenes.layout import COLORS, LAYOUT_VERSION, SPLITS, SceneLayout, SceneObject, Split, lay_out_scene
 from openjepa.refusals import Refusal, needed_for
 from openjepa.system.console import progress
-from openjepa.system.json_files import read_object
 from openjepa.system.machine import available_cores
 from openjepa.system.shared_files import whole_file
 

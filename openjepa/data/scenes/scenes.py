@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openjepa.config import readable_object
 from openjepa.data.folders.folder import FolderSource
 from openjepa.data.folders.image_lists import check_listed
-from openjepa.data.scenes.maps import PackedMasks, folder_masks, scene_maps
-from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_pictures
+from openjepa.data.scenes.maps import PACKAGED_SCENES, PackedMasks, folder_masks, read_annotations, read_pictures, scene_maps
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import ScenesSettings
-from openjepa.system.json_files import readable_object
 
 Scene = Mapping[str, Any]
 MIN_OBJECTS, MAX_OBJECTS = 3, 10

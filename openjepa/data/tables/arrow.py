@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from openjepa.config import object_in
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
 from openjepa.data.source import ListSource, Pieces, ShardSource, file_stamp
 from openjepa.data.tables.labels import LabelColumn, is_text, value_type
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.json_files import object_in
 from openjepa.system.shared_files import whole_file
 
 LABEL_NAMES = ("label", "labels", "cls")

@@ -9,7 +9,7 @@ from pathlib import Path
 from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
 from openjepa.data.folders.folder import existing_path
 from openjepa.refusals import Refusal
-from openjepa.system.shell import hub_name
+from openjepa.system.console import hub_name
 
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_WORDS |= {"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from openjepa.config import value_in
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
 from openjepa.data.source import FilePart, JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
@@ -26,7 +27,6 @@ from openjepa.data.tables.arrow import SplitReader, prepared_file, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
-from openjepa.system.json_files import value_in
 
 CLASS_FIELD = "cls"
 """Ending of the file with the label of a sample, a number as text, unless `data.label_column` names another."""

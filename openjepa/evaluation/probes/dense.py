@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.loading.workers import choose_workers
-from openjepa.data.passes import evaluation_batches
+from openjepa.data.passes import choose_workers, evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.data.source import LabelMaps
 from openjepa.data.views import central_crop

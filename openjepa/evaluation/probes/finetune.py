@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa.data.augmentations import Augment, InTurn, RandAugment, RandomErasing
-from openjepa.data.loading.workers import choose_workers
-from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches
+from openjepa.data.augmentations import Augment, InTurn, RandAugment, RandomErasing, draw_mix, mix_images, soft_targets
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, choose_workers
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, encode, keep_random_state, seed_generator, to_device
 from openjepa.engine.failures import FiniteGuard, NotFinite, advise_on_memory
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, layer_decay_rules, set_rates
-from openjepa.evaluation.probes.mixing import draw_mix, mix_images, soft_targets
 from openjepa.evaluation.probes.trained import Scores, count_right, numbered_steps
 from openjepa.evaluation.protocol import (
     HeadResult,

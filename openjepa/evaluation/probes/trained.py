@@ -15,8 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.loading.workers import choose_workers
-from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, evaluation_batches
+from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, choose_workers, evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.engine.device import synchronize, to_device
 from openjepa.engine.failures import advise_on_memory

@@ -23,12 +23,11 @@ from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openjepa.data.loading.workers import check_shared_memory, parallel_map
-from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, evaluation_views
+from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, evaluation_views, parallel_map
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, supports_bf16, thread_pool
+from openjepa.inference.embedding.embed_plan import EmbedPlan, Part, Source
 from openjepa.inference.embedding.parts import PartsFolder, PartWriter
-from openjepa.inference.embedding.plan import EmbedPlan, Part, Source
 from openjepa.inference.embedding.table import Manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.models.transformer import Block, attention, scaled

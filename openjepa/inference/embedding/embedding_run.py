@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_decoders, pack_encoder, records_of
-from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
-from openjepa.inference.embedding.plan import (
+from openjepa.inference.embedding.embed_plan import (
     EmbeddedImages,
     EmbedPlan,
     changes,
@@ -22,11 +21,12 @@ from openjepa.inference.embedding.plan import (
     make_manifest,
     plan_entries,
 )
+from openjepa.inference.embedding.parts import PartsFolder, assemble, skipped_file
 from openjepa.inference.embedding.table import Manifest, check_output
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
+from openjepa.settings.fields import as_option, check_ranges
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.ranges import as_option, check_ranges
 from openjepa.settings.sources import DataSettings
 from openjepa.system.console import Say, progress, silent
 from openjepa.system.shared_files import Claim

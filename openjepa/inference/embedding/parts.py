@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.inference.embedding.plan import EmbedPlan, Part
+from openjepa.config import readable_object
+from openjepa.inference.embedding.embed_plan import EmbedPlan, Part
 from openjepa.inference.embedding.table import (
     FEATURES,
     MEAN_KEY,
@@ -38,7 +39,6 @@ from openjepa.inference.embedding.table import (
     parquet_blocks,
 )
 from openjepa.refusals import Refusal
-from openjepa.system.json_files import readable_object
 from openjepa.system.shared_files import Claim, own_name, take, whole_file
 from openjepa.types import Skipped
 

@@ -22,11 +22,10 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from openjepa.config import nearest_names
+from openjepa.config import nearest_names, object_in, readable, readable_object, typed
 from openjepa.refusals import Refusal, require_package
-from openjepa.system.json_files import object_in, readable, readable_object, typed
+from openjepa.system.console import command
 from openjepa.system.shared_files import is_writable
-from openjepa.system.shell import command
 
 FORMAT, VERSION = "openjepa-features", 1
 TABLE_COLUMNS = ("path", "split", "index", "label")

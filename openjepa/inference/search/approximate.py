@@ -18,12 +18,12 @@ from jaxtyping import Float
 from rich.filesize import decimal
 from torch import Tensor
 
+from openjepa.config import read_object, typed
 from openjepa.inference.embedding.table import FeatureTable, evenly_spread
 from openjepa.inference.search.exact import Neighbors, nearest, ranked
 from openjepa.inference.search.vectors import Vectors, cosines, table_mean
 from openjepa.refusals import Refusal, needed_for
 from openjepa.system.console import Say, progress
-from openjepa.system.json_files import read_object, typed
 from openjepa.system.shared_files import is_writable, whole_file
 
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 32, 128, 256

@@ -13,7 +13,7 @@ from openjepa.config import from_dict
 from openjepa.data.decode import decode_image, image_size
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
-from openjepa.inference.embedding.plan import EmbeddedImages, open_images
+from openjepa.inference.embedding.embed_plan import EmbeddedImages, open_images
 from openjepa.inference.embedding.table import FeatureTable, Manifest, TableRow
 from openjepa.inference.search.pairs import File
 from openjepa.refusals import Refusal

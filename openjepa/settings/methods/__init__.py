@@ -1,5 +1,6 @@
 """Settings of the pretraining methods, one file each, and METHODS, in which one line registers a method."""
 
+from openjepa.settings.fields import Entry
 from openjepa.settings.methods.data2vec import Data2VecSettings
 from openjepa.settings.methods.dino import DinoSettings
 from openjepa.settings.methods.ibot import IBotSettings
@@ -7,7 +8,6 @@ from openjepa.settings.methods.ijepa import IJepaSettings
 from openjepa.settings.methods.mae import MaeSettings
 from openjepa.settings.methods.msn import MsnSettings
 from openjepa.settings.methods.shared import About, Heads, MethodSettings, Paper, TeacherSettings
-from openjepa.settings.registry import Entry
 
 __all__ = [
     "METHODS",

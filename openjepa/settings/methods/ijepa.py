@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from openjepa.settings.fields import AT_LEAST_1
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
-from openjepa.settings.ranges import AT_LEAST_1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
 from openjepa.settings.methods.shared import About, MultiCropSettings, Paper
-from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 from openjepa.settings.masks import MASKS, MaskKind
-from openjepa.settings.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 
 Family = Literal["joint-embedding", "generative", "joint-embedding predictive"]
 Heads = int | Literal["half"] | None

@@ -15,7 +15,7 @@ import yaml
 from openjepa.records import SUBJECT_NAMES, Metric, Result
 from openjepa.report.facts import facts, lede, method_name
 from openjepa.report.reading import Run, text
-from openjepa.system.shell import hub_name
+from openjepa.system.console import hub_name
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 

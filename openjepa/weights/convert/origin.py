@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from openjepa.config import lenient, number, readable_object
 from openjepa.records import Result
 from openjepa.report.reading import Run, read_run
 from openjepa.settings.inference import CONVERTED_MARK
-from openjepa.system.json_files import lenient, number, readable_object
-from openjepa.system.shell import hub_name
+from openjepa.system.console import hub_name
 from openjepa.weights.contents import CHECKPOINT_FILE, weights_hash
 from openjepa.weights.formats import Loaded
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data import open_splits
 from openjepa.data.folders.folder import FolderSource, left_out_folders
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, open_splits
 from openjepa.settings.sources import FolderSettings
 from tests.helpers.images import shape_image
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.data import open_splits
 from openjepa.data.decode import decode_image
 from openjepa.data.loading import loader as loader_module
 from openjepa.data.loading import order
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
-from openjepa.data.source import ListSource, ShardRecord
+from openjepa.data.source import ListSource, ShardRecord, open_splits
 from openjepa.data.views import crop_and_resize, crop_box
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings

@@ -15,7 +15,7 @@ from openjepa.data.scenes.layout import (
     instance_mask,
     lay_out_scene,
 )
-from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations
+from openjepa.data.scenes.maps import PACKAGED_SCENES, read_annotations
 from openjepa.data.scenes.scenes import count_label, distance_label
 from tests.helpers.scene_checks import assert_bins_filled, assert_counts_uniform
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.scenes.maps import MAP_CLASSES
-from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_masks
+from openjepa.data.scenes.maps import MAP_CLASSES, PACKAGED_SCENES, read_annotations, read_masks
 from openjepa.data.scenes.scenes import open_scenes
 from openjepa.data.selection import limited
 from openjepa.data.source import LabelMaps, Splits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.scenes.packing import PACKAGED_SCENES, read_annotations, read_masks
+from openjepa.data.scenes.maps import PACKAGED_SCENES, read_annotations, read_masks
 from openjepa.data.scenes.scenes import CLASS_NAMES, count_label, distance_label, open_scenes
 from openjepa.settings.sources import ScenesSettings
 from tests.helpers.scene_checks import assert_bins_filled, assert_counts_uniform, scene_with_depths, write_clevr

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openjepa.data import open_splits
 from openjepa.data.datasets.layouts import open_parquet_splits
 from openjepa.data.selection import for_probes, held_out
-from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.data.tables import huggingface, parquet
 from openjepa.evaluation.tasks import TASKS
 from openjepa.refusals import Refusal

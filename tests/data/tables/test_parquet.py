@@ -246,7 +246,7 @@ def test_mapped_images_follow_the_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_values_of_every_type_in_a_stream_of_the_library_are_images_or_have_a_reason() -> None:
     from datasets import Dataset
 
-    from openjepa.data.tables.hub import stream_of
+    from openjepa.data.tables.huggingface import stream_of
 
     no_image, a_file = "the row has no image", "the row names a file, which is not looked for in a stream from the Hub"
     cases: list[tuple[object, bytes, str | None]] = [

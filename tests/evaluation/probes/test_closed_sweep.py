@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import closed_sweep
 from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import solve, to_axes
@@ -18,7 +17,7 @@ from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, Protocol
 from openjepa.measures import accuracy
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
-from openjepa.settings.protocols import PROTOCOLS
+from openjepa.settings.protocols import PROTOCOLS, check_evaluation
 
 SETTINGS = EvaluationSettings(weight_decays=(1e-4, 1e-2, 1.0), neighbors=(1, 5, 20))
 EVALUATE = ("linear", "knn")

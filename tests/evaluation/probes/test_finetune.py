@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 
 import openjepa.evaluation.probes.finetune as training
-from openjepa.checks.protocol_settings import check_evaluation
-from openjepa.data import open_splits
-from openjepa.data.augmentations import RandAugment, RandomErasing
+from openjepa.data.augmentations import RandAugment, RandomErasing, draw_mix
 from openjepa.data.passes import augmented_batches
-from openjepa.data.source import ListSource
+from openjepa.data.source import ListSource, open_splits
 from openjepa.engine.optimizer import build_optimizer, layer_decay_rules, layer_number, layer_scale, set_rates
 from openjepa.evaluation.probes.finetune import (
     Classifier,
@@ -25,7 +23,6 @@ from openjepa.evaluation.probes.finetune import (
     train_classifier,
     training_views,
 )
-from openjepa.evaluation.probes.mixing import draw_mix
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages
 from openjepa.models.transformer import DropPath
 from openjepa.models.vit import build_encoder
@@ -33,6 +30,7 @@ from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
 from openjepa.settings.evaluation import EvaluationSettings, FinetuneRecipe, FinetuneSettings, LowShotSettings, resolve_finetune
 from openjepa.settings.models import EncoderConfig
+from openjepa.settings.protocols import check_evaluation
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import normalize
 from openjepa.weights.contents import weights_hash

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.checks.protocol_settings import check_evaluation
 from openjepa.evaluation.probes import logistic as newton
 from openjepa.evaluation.probes.closed_sweep import LazyRows, LinearHeads
 from openjepa.evaluation.probes.logistic import Objective, Solution, Standardized, _between, minimize, standardize
@@ -18,6 +17,7 @@ from openjepa.evaluation.probes.logistic import evaluate_logistic as evaluate_pr
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
+from openjepa.settings.protocols import check_evaluation
 
 
 def evaluate_logistic(train: LabeledFeatures, test: LabeledFeatures, settings: EvaluationSettings) -> ProtocolResult:

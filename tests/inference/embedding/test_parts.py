@@ -14,9 +14,9 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.inference.embedding.compute import Computation
+from openjepa.inference.embedding.embed_plan import Part
 from openjepa.inference.embedding.embedding_run import embed_dataset
 from openjepa.inference.embedding.parts import PartsFolder
-from openjepa.inference.embedding.plan import Part
 from openjepa.inference.embedding.table import open_table
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.system.shared_files import take

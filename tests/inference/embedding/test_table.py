@@ -11,8 +11,8 @@ from PIL import Image
 
 import openjepa
 from openjepa.config import save_yaml
-from openjepa.data import open_splits
-from openjepa.inference.embedding.plan import open_images
+from openjepa.data.source import open_splits
+from openjepa.inference.embedding.embed_plan import open_images
 from openjepa.inference.embedding.table import TableRow, kept_mean, open_table
 from openjepa.settings.run import RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings

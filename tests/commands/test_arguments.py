@@ -8,7 +8,7 @@ import pytest
 from openjepa.cli import main
 from openjepa.commands.embed import EmbedOptions, parse_embed
 from openjepa.commands.evaluate import EvaluateOptions, parse_evaluate
-from openjepa.commands.parsing.options import is_value, most_words, positionals_first
+from openjepa.commands.parsing.arguments import is_value, most_words, positionals_first
 from openjepa.commands.recipes import RecipesOptions
 from openjepa.commands.report import ReportOptions
 from openjepa.commands.search import with_number_of_outliers

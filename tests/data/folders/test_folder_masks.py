@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.folders.folder import open_folder
-from openjepa.data.folders.mask_folders import ENDINGS, MaskFolder, find_mask_folders
+from openjepa.data.folders.folder import ENDINGS, MaskFolder, find_mask_folders, open_folder
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.shell import command
+from openjepa.system.console import command
 from tests.helpers.images import shape_image
 from tests.helpers.tiff_files import GRAY, Layout, shown, written
 
@@ -120,6 +119,6 @@ def test_few_headers_are_opened_however_many_folders_there_are(tmp_path: Path, m
         opened.append(file)
         return "L", (4, 4)
 
-    monkeypatch.setattr("openjepa.data.folders.mask_folders.mode_and_size", header)
+    monkeypatch.setattr("openjepa.data.folders.folder.mode_and_size", header)
     assert find_mask_folders(tmp_path, files) == []
     assert 0 < len(opened) <= 100

@@ -15,21 +15,19 @@ from typing import Any, Literal
 
 import torch
 
-from openjepa.checks.sizes import check_patch_divides
-from openjepa.config import difference, load_run_config, to_dict
-from openjepa.data import open_splits
+from openjepa.config import difference, load_run_config, readable_object, to_dict
 from openjepa.data.folders.folder import left_out_folders as other_folders
-from openjepa.data.source import ListSource, ShardSource, source_hash, stamps_hash
+from openjepa.data.source import ListSource, ShardSource, open_splits, source_hash, stamps_hash
 from openjepa.data.tables.huggingface import left_out_splits as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
+from openjepa.settings.fields import as_option
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.ranges import as_option
+from openjepa.settings.models import check_patch_divides
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
-from openjepa.system.json_files import readable_object
 from openjepa.system.machine import available_cores
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import WeightsChoice, load_any

@@ -1,13 +1,19 @@
-"""Ranges of settings. Each is written on its field, as in `lr: Annotated[float, POSITIVE]`. One check walks any dataclass.
+"""What stands on a field of settings: its range, or the registry that it chooses from. Free of torch.
 
-Rules between several settings are in openjepa.checks. Free of torch.
+A range is written on its field, as in `lr: Annotated[float, POSITIVE]`, and one check walks any dataclass. Rules between
+several settings are in openjepa.checks.
+
+Registries are dict literals. A line holds the settings of a component and the location of its code. METHODS, MASKS, SOURCES and
+PROTOCOLS are beside the settings that choose from them; FORMATS and OUTPUTS are in the `__init__.py` of their package. The code
+is imported only if `load` is called, so that `--help` and the report do not wait for it.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from importlib import import_module
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from openjepa.refusals import refuse
 
@@ -134,3 +140,60 @@ def rules_of(cls: type[Any]) -> dict[str, tuple[Rule, ...]]:
 
 def _words(value: object) -> str:
     return (" ".join(map(str, value)) or "()") if isinstance(value, tuple) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------------- registries
+
+
+SettingsType = TypeVar("SettingsType")
+
+
+class Line:
+    """One line of a registry. Abstract: each registry decides what its lines hold."""
+
+    home: str
+    """Location of the component: `package.module:name`."""
+
+    def load(self) -> Any:
+        """Imports the component and returns it."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Entry(Line, Generic[SettingsType]):
+    """One line of a registry of components with settings."""
+
+    settings: type[SettingsType]
+    """Frozen dataclass with the component's settings."""
+    home: str
+    """Location of the component's class, or of the function that builds it: `package.module:name`."""
+
+
+@dataclass(frozen=True)
+class NamesOf(Line):
+    """Annotates a setting whose values are names of a registry in a layer above the settings."""
+
+    home: str
+    """Location of the registry: `package.module:NAME`."""
+
+    def names(self) -> tuple[str, ...]:
+        """All names of the registry, in its order. Imports the registry."""
+        return tuple(self.load())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A component of a run that can be chosen from a registry."""
+
+    base: type[Any]
+    """Dataclass of the settings that all choices share."""
+    field: str
+    """The setting that names the choice, e.g. `source`."""
+    registry: Mapping[str, Entry[Any]]
+    """The choices, by name."""
+
+    @property
+    def options(self) -> dict[str, type[Any]]:
+        """Dataclass of the settings of each choice, by name."""
+        return {name: entry.settings for name, entry in self.registry.items()}

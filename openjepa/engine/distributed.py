@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
@@ -228,12 +229,30 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     If the loss is the mean of the processes' own losses, and their gradients are averaged (as DDP and FSDP do), then the
     gradient through this sum is the one that a single process with all the data would have.
     """
-    return _Sum.apply(value) if is_active() else value  # type: ignore[no-untyped-call]
+    if not is_active() or value.is_meta:  # costs are counted on the meta device, whose tensors have no values
+        return value
+    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of `value` over all processes, which has gradients like `sum_over_ranks`."""
     return sum_over_ranks(value) / world_size() if is_active() else value
+
+
+def var_mean_over_ranks(rows: Float[Tensor, "n D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Biased variance and mean of each column over the rows of all processes, with gradients like `sum_over_ranks`.
+
+    The number of rows n may differ between processes.
+    """
+    variance, mean = torch.var_mean(rows, dim=0, correction=0)
+    if world_size() == 1:
+        return variance, mean
+    # mean of the variances + variance of the means; fp64, because the latter is a difference of squares
+    own_mean, own_variance = mean.double(), variance.double()
+    sums = len(rows) * torch.stack([torch.ones_like(own_mean), own_mean, own_variance + own_mean.square()])
+    number, first, second = sum_over_ranks(sums)
+    of_all = first / number
+    return (second / number - of_all.square()).clamp(min=0).to(rows.dtype), of_all.to(rows.dtype)
 
 
 def rows_of_all(rows: Tensor) -> Tensor:

@@ -87,7 +87,12 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """center <- momentum * center + (1 - momentum) * mean of the collected rows. Does nothing if there are none."""
+        """center <- momentum * center + (1 - momentum) * mean of the collected rows of all processes.
+
+        Does nothing if there are none. Every process must have collected some, or none.
+        """
         if self._sum is not None:
-            self.value.lerp_(distributed.mean_over_ranks(self._sum / self._rows), 1.0 - self.momentum)
+            sums = torch.cat([self._sum, self._sum.new_full((1, 1), self._rows)], dim=1)  # [1, K + 1]
+            of_all = distributed.sum_over_ranks(sums)
+            self.value.lerp_(of_all[:, :-1] / of_all[:, -1:], 1.0 - self.momentum)
         self._sum, self._rows = None, 0

@@ -45,6 +45,16 @@ class ProbeOutput:
 
 
 @dataclass(frozen=True)
+class CoupledTerm:
+    """A term of the loss that depends on all images of a batch together."""
+
+    words: str
+    """What it is, e.g. `the batch normalization of the head`."""
+    synchronized: bool = False
+    """True if it is computed over the images of all processes, so that their number changes nothing."""
+
+
+@dataclass(frozen=True)
 class Encoders:
     """The encoders of a method, which can start from the weights of another encoder. Apart from tokens, they have one shape."""
 
@@ -123,13 +133,14 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Called after the optimizer. Commits statistics, then updates the moving average. Returns values to log (momentum)."""
 
-    def coupled_terms(self) -> tuple[str, ...]:
-        """Terms of the loss, in words, that depend on all images of a batch together. Gradient accumulation changes them.
+    def coupled_terms(self) -> tuple[CoupledTerm, ...] | None:
+        """Terms of the loss that depend on all images of a batch together. Gradient accumulation changes them.
 
-        At the start of a run, a warning names them if a microbatch is not the whole batch. Statistics that `after_step` commits
-        over all microbatches do not count.
+        At the start of a run, a note names them if the microbatches of all processes are not the whole batch. Statistics that
+        `after_step` commits over all microbatches do not count. Several processes are refused if a term is not synchronized
+        (`engine.distributed.sum_over_ranks`), or if this returns None: then nobody has thought about it.
         """
-        return ()
+        return None
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
         """Rules for weight decay, learning rate and clipping of the parameters."""

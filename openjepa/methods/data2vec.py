@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import DEFAULT_RULES, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.engine import distributed
+from openjepa.methods.base import DEFAULT_RULES, CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.transformer import initialize
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -60,7 +61,7 @@ class LayerAverage(nn.Module):
         if kind in ("instance", "instance_then_layer"):
             output = _standardized(output, (1,))
         if kind == "batch":
-            output = _standardized(output, (0, 1))
+            output = _scaled(output, *distributed.var_mean_over_ranks(output.flatten(0, 1)))
         return _standardized(output, (2,)) if kind in ("layer", "instance_then_layer") else output
 
 
@@ -73,8 +74,8 @@ class Data2Vec(Method):
     shares patch embedding and positions between student and teacher; the released code and openjepa average everything.
 
     openjepa differs from the released code in four ways. Keys have biases (the softmax does not see them). There is no dropout
-    of attention weights. The class token is optional. The loss is the mean over the masked patches of a microbatch, not over
-    those of one device.
+    of attention weights. The class token is optional. The loss is the mean over the masked patches of one microbatch of each
+    process together, not over those of one device.
     """
 
     def __init__(self, settings: Data2VecSettings, surroundings: Surroundings) -> None:
@@ -146,10 +147,11 @@ class Data2Vec(Method):
         kept = ParameterRule(matches=lambda name, value: name.endswith(("cls_token", "pos_embed")), decay=False)
         return (kept, *DEFAULT_RULES)
 
-    def coupled_terms(self) -> tuple[str, ...]:
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
         """Images have different numbers of masked patches, and `layer_norm=batch` normalizes over all images."""
-        mean = ("the mean over masked patches",)
-        return (*mean, "the batch norm of the targets") if self.settings.layer_norm == "batch" else mean
+        mean = CoupledTerm("the mean over masked patches", synchronized=True)
+        of_targets = CoupledTerm("the batch norm of the targets", synchronized=True)
+        return (mean, of_targets) if self.settings.layer_norm == "batch" else (mean,)
 
     def remarks(self, total_steps: int) -> list[str]:
         """Notes if the teacher hardly changes in a run of this length, and if beta has no effect."""
@@ -181,8 +183,13 @@ class Data2Vec(Method):
             return self.head(encoded.patches).float()  # type: ignore[no-any-return]
 
     def _loss(self, predictions: Float[Tensor, "B N D"], targets: Float[Tensor, "B N D"], mask: TokenMask) -> Float[Tensor, ""]:
-        """Mean over the masked patches of all images. Every patch has the same weight."""
-        return _mean_where(mask.masked.flatten(), self._distances(predictions, targets).flatten())
+        """Mean over the masked patches of all images of all processes. Every patch has the same weight.
+
+        Divided by the mean number of masked patches of a process, so that the mean of the processes' losses is that mean.
+        """
+        weights = mask.masked.to(predictions.dtype)
+        number = distributed.mean_over_ranks(weights.sum()).clamp(min=1.0 / distributed.world_size())
+        return (self._distances(predictions, targets) * weights).sum() / number
 
     def _distances(self, predictions: Float[Tensor, "*lead D"], targets: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead"]:
         """Distance of each pair, averaged over the width."""
@@ -199,8 +206,13 @@ def _images_and_mask(batch: Batch) -> tuple[Float[Tensor, "B C h w"], TokenMask]
 
 
 def _standardized(values: Float[Tensor, "B N D"], dims: tuple[int, ...]) -> Float[Tensor, "B N D"]:
-    """Mean 0 and (biased) variance 1 over `dims`, without affine: 2 is layer norm, 1 instance norm, (0, 1) batch norm."""
-    variance, mean = torch.var_mean(values, dim=dims, correction=0, keepdim=True)
+    """Mean 0 and (biased) variance 1 over `dims`, without affine: 2 is layer norm, 1 instance norm."""
+    return _scaled(values, *torch.var_mean(values, dim=dims, correction=0, keepdim=True))
+
+
+def _scaled(
+    values: Float[Tensor, "B N D"], variance: Float[Tensor, "*axes"], mean: Float[Tensor, "*axes"]
+) -> Float[Tensor, "B N D"]:
     return (values - mean) * torch.rsqrt(variance + TARGET_NORM_EPS)
 
 

@@ -35,8 +35,8 @@ class Dino(SelfDistillation):
 
     Follows the released code, which adds two things to the paper: the last layer is frozen at first, and gradients are clipped
     for each tensor separately (`optim.clip_mode`). It differs from that code in two ways. Batch normalization in the head,
-    which is off in all published runs of Vision Transformers, takes the statistics of one microbatch. The center is the mean
-    over the whole batch, however that is split.
+    which is off in all published runs of Vision Transformers, takes the statistics of one microbatch of each process together.
+    The center is the mean over the whole batch, however that is split.
     """
 
     settings: DinoSettings

@@ -59,8 +59,8 @@ class IBot(SelfDistillation):
     all patches, masked or not, and gradients are clipped for each tensor separately (`optim.clip_mode`).
 
     It differs from that code as our DINO does. Centers count the whole batch, however it is split. Batch normalization in the
-    head, which no published run with these encoders has, takes the statistics of the tokens of one microbatch. Of these, the
-    student's head sees only the masked ones.
+    head, which no published run with these encoders has, takes the statistics of the tokens of one microbatch of each process
+    together. Of these, the student's head sees only the masked ones.
     """
 
     settings: IBotSettings

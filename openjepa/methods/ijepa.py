@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -93,6 +93,10 @@ class IJepa(Method):
                 targets = self._targets(encoded, replace(masks, targets=places))  # [B, M, T, D]
                 rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
         return torch.stack(rows)
+
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
+        """There are none: the distance is a mean over images, which all have as many targets."""
+        return ()
 
     def remarks(self, total_steps: int) -> list[str]:
         """A note if the target encoder, which is exported, hardly changes in a run of this length."""

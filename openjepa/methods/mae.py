@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 
-from openjepa.methods.base import Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.models.decoder import Decoder
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.schedules import Progress
@@ -89,6 +89,10 @@ class Mae(Method):
             for prediction, places in zip(predictions, masked, strict=True)
         ]
         return torch.stack(rows)
+
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
+        """There are none: the distance is a mean over images, which all have as many masked patches."""
+        return ()
 
     def encoders(self) -> Encoders:
         """The only encoder."""

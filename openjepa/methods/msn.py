@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
+from openjepa.engine import distributed
 from openjepa.methods.assignment import assignments, cross_entropy, cross_entropy_table
-from openjepa.methods.base import DEFAULT_RULES, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.base import DEFAULT_RULES, CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.multi_crop import (
     FIRST,
     LOCAL,
@@ -43,9 +44,8 @@ class Msn(Method):
     (`optim.schedule_stretch`). Sinkhorn balances targets that are already sharpened. Batch normalization in the head is
     separate for large and small views. Prototypes are neither decayed nor clipped.
 
-    It differs from that code in one point: batch normalization keeps no running statistics, which nothing reads. Batch
-    normalization, Sinkhorn and the mean assignment see the images of one microbatch of one process. Training in several
-    processes, which is not implemented yet, would have to share them.
+    It differs from that code in one point: batch normalization keeps no running statistics, which nothing reads. As there,
+    batch normalization, Sinkhorn and the mean assignment see the images of all processes, but of one microbatch each.
     """
 
     def __init__(self, settings: MsnSettings, surroundings: Surroundings) -> None:
@@ -94,14 +94,14 @@ class Msn(Method):
             anchors = self._anchor_logits(batch)  # [V, B, K]
         return torch.stack([cross_entropy_table(targets, logits) for logits in anchors]).mean(dim=0)
 
-    def coupled_terms(self) -> tuple[str, ...]:
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
         """Batch normalization of the head, and the terms that keep the assignments from collapsing, if they are on."""
         own, terms = self.settings, ["the batch normalization of the head"]
         if own.mean_entropy_weight:
             terms.append("the mean assignment of method.mean_entropy_weight")
         if own.sinkhorn:
             terms.append("the balancing of method.sinkhorn")
-        return tuple(terms)
+        return tuple(CoupledTerm(words, synchronized=True) for words in terms)
 
     def parameter_rules(self) -> tuple[ParameterRule, ...]:
         """As in the released code: no decay and no clipping for the prototypes."""
@@ -173,9 +173,10 @@ class AssignmentTerms:
 
 
 def assignment_terms(targets: Float[Tensor, "B K"], logits: Float[Tensor, "V B K"]) -> AssignmentTerms:
-    """The terms for the targets of B images and the logits of their V anchors each."""
+    """The terms for the targets of B images and the logits of their V anchors each. The mean is that of all processes."""
     probabilities = logits.softmax(dim=-1)
-    mean = probabilities.mean(dim=(0, 1)).clamp(min=SMALLEST)  # the derivative of x log x at 0 is not finite
+    mean = distributed.mean_over_ranks(probabilities.mean(dim=(0, 1)))
+    mean = mean.clamp(min=SMALLEST)  # the derivative of x log x at 0 is not finite
     return AssignmentTerms(
         ce=cross_entropy(targets, logits).mean(),
         me_max=math.log(len(mean)) - torch.special.entr(mean).sum(),
@@ -195,10 +196,11 @@ def smoothed_logits(logits: Float[Tensor, "*lead K"], smoothing: float) -> Float
 def sinkhorn(assigned: Float[Tensor, "B K"], iterations: int) -> Float[Tensor, "B K"]:
     """Assignments balanced over the prototypes. Each iteration gives all prototypes the same sum, then every image the sum 1.
 
-    At the end, rows sum to 1 and columns nearly to B / K (Cuturi 2013, as in the released code).
+    At the end, rows sum to 1 and columns nearly to B / K (Cuturi 2013, as in the released code). B counts the images of all
+    processes.
     """
     for _ in range(iterations):
-        assigned = assigned / assigned.sum(dim=0, keepdim=True).clamp(min=SMALLEST)
+        assigned = assigned / distributed.sum_over_ranks(assigned.sum(dim=0, keepdim=True)).clamp(min=SMALLEST)
         assigned = assigned / assigned.sum(dim=1, keepdim=True)
     return assigned
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.methods.base import Encoders, Method
+from openjepa.methods.base import CoupledTerm, Encoders, Method
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.heads import ProjectionHead
 from openjepa.models.vit import VisionTransformer
@@ -87,9 +87,10 @@ class SelfDistillation(Method):
     student: VisionTransformer
     teacher: EmaTeacher
 
-    def coupled_terms(self) -> tuple[str, ...]:
+    def coupled_terms(self) -> tuple[CoupledTerm, ...]:
         """Only the batch normalization of the head, if it has one. Centers count all microbatches."""
-        return ("the batch normalization of method.head_batch_norm",) if self.settings.head_batch_norm else ()
+        norm = CoupledTerm("the batch normalization of method.head_batch_norm", synchronized=True)
+        return (norm,) if self.settings.head_batch_norm else ()
 
     def remarks(self, total_steps: int) -> list[str]:
         """A note if the teacher, which is exported, hardly changes in a run of this length."""

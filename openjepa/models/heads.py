@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.engine import distributed
 from openjepa.models.transformer import INIT_STD
 
 LENGTH_EPS = 1e-12
@@ -17,15 +18,23 @@ LENGTH_EPS = 1e-12
 
 
 class FeatureNorm(nn.BatchNorm1d):
-    """Batch normalization of the last axis over all others. Always uses the statistics of the batch, so it has no buffers."""
+    """Batch normalization of the last axis over all others and over all processes, whose numbers of vectors may differ.
+
+    Always uses the statistics of the batch, so it has no buffers. Every process must call it equally often.
+    """
 
     def __init__(self, width: int) -> None:
         """Starts with factors 1 and shifts 0. Epsilon is 1e-5."""
         super().__init__(width, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
-        """Each channel with mean 0 and variance 1 over all vectors of `x`, then scaled and shifted."""
-        return super().forward(x.flatten(0, -2)).view(x.shape)
+        """Each channel with mean 0 and variance 1 over the vectors `x` of all processes, then scaled and shifted."""
+        rows = x.flatten(0, -2)
+        if distributed.world_size() == 1:
+            return super().forward(rows).view(x.shape)
+        variance, mean = distributed.var_mean_over_ranks(rows.float())
+        normed = (rows.float() - mean) * (variance + self.eps).rsqrt()
+        return (normed * self.weight + self.bias).to(x.dtype).view(x.shape)
 
 
 def projection_layers(widths: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
@@ -123,7 +132,7 @@ class BatchNormHead(nn.Module):
         self.mlp = projection_layers((width, hidden, hidden, outputs), batch_norm=True)
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead P"]:
-        """Maps every vector in the same way. The normalization uses the statistics of all vectors of `x`."""
+        """Maps every vector in the same way. The normalization uses the statistics of the vectors `x` of all processes."""
         return self.mlp(x if self.input_norm is None else self.input_norm(x))  # type: ignore[no-any-return]
 
 

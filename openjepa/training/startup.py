@@ -12,13 +12,14 @@ from rich.filesize import decimal
 from openjepa.checks import never_reached
 from openjepa.config import read_object
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
 from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
 from openjepa.engine.device import device_name, memory_limit
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
-from openjepa.methods.base import Method, Surroundings
+from openjepa.methods.base import CoupledTerm, Method, Surroundings
 from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
@@ -230,11 +231,31 @@ def introduce(
 
 
 def _coupled(config: RunConfig, method: Method) -> list[str]:
-    """A note on terms of the loss that depend on all images of a batch, if they see only a microbatch of it."""
+    """A note on terms of the loss that depend on all images of a batch, if they see only a part of it at a time.
+
+    Raises Refusal if they would see only the images of one of several processes, or if the method does not say.
+    """
     micro, batch, terms = config.optim.microbatch_size, config.optim.batch_size, method.coupled_terms()
-    if micro is None or micro == batch or not terms:
+    processes = distributed.world_size()
+    if processes > 1:
+        refuse_unsynchronized(config.method.name, terms, processes)
+    if micro is None or micro * processes == batch or not terms:
         return []
-    return [f"optim.microbatch_size={micro} of {batch} images: only these are seen at a time by {' and '.join(terms)}"]
+    size = f"{micro}" if processes == 1 else f"{micro} in each of {processes} processes"
+    words = " and ".join(term.words for term in terms)
+    return [f"optim.microbatch_size={size} of {batch} images: only these are seen at a time by {words}"]
+
+
+def refuse_unsynchronized(name: str, terms: tuple[CoupledTerm, ...] | None, processes: int) -> None:
+    """Raises Refusal if the number of processes would change what the method `name` with these coupled terms learns."""
+    apart = [term.words for term in terms or () if not term.synchronized]
+    if terms is not None and not apart:
+        return
+    reason = f"{' and '.join(apart)} would see only its share of a batch" if apart else "its `coupled_terms` say nothing"
+    raise Refusal(
+        f"method.name={name} is not ready for {processes} processes: {reason}. Train in one process, or synchronize the terms "
+        "that depend on the whole batch and say so in `coupled_terms` (docs/contributing.md)"
+    )
 
 
 def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:

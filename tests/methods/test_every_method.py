@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from openjepa.checks import check
-from openjepa.data.source import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
-from openjepa.masks import MASKS
-from openjepa.masks.sampler import MaskSampler, TokenShape
+from openjepa.masks.sampler import TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.methods.teachers import EmaTeacher
@@ -24,13 +22,13 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
-from openjepa.training.monitor import draw_batches
-from openjepa.training.startup import build_method, default_view, step_costs
-from openjepa.types import Batch, BlockMasks, Masks
+from openjepa.training.startup import default_view, step_costs
+from openjepa.types import Batch, BlockMasks
 from openjepa.weights.formats import load_any
 from openjepa.weights.native import save_network
 from tests.helpers.costs import counted, kept_bytes
 from tests.helpers.images import write_folder
+from tests.helpers.method_steps import batch_of, parts, rows
 from tests.helpers.small_runs import lines, method_config
 
 PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)
@@ -56,30 +54,7 @@ def case(name: str, images: Path, tmp_path: Path) -> Case:
     config = method_config(name, images, tmp_path)
     check(config)
     sampler, method = parts(config)
-    (batch,) = draw_batches(config, method.inputs(), sampler, open_splits(config.data, 0), number=8, micro=8, seed=3)
-    return Case(config, method, batch.normalized(config.data.pixel_mean, config.data.pixel_std))
-
-
-def parts(config: RunConfig) -> tuple[MaskSampler, Method]:
-    """Sampler and untrained method of a run."""
-    view = default_view(config.data)
-    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
-    return sampler, build_method(config, view, sampler)
-
-
-def rows(batch: Batch, chosen: list[int]) -> Batch:
-    """Some images of a batch, in the order of `chosen`, with the views and masks that are theirs."""
-    size = len(batch.sample_ids)
-
-    def of_masks(name: str, masks: Masks) -> Masks:
-        count = len(batch.views[name])
-        places = torch.cat([torch.tensor(chosen) + view * size for view in range(count)])
-        tensors = {key: value[places] for key, value in vars(masks).items() if isinstance(value, Tensor)}
-        return replace(masks, **tensors)  # type: ignore[arg-type]
-
-    views = {name: view[:, chosen] for name, view in batch.views.items()}
-    masks = {name: of_masks(name, value) for name, value in batch.masks.items()}
-    return replace(batch, sample_ids=batch.sample_ids[chosen], views=views, masks=masks)
+    return Case(config, method, batch_of(config, method, sampler))
 
 
 def state(method: Method) -> dict[str, Tensor]:
@@ -283,7 +258,9 @@ def test_microbatches_change_nothing_but_what_is_said(
     _, method = parts(split)
     said = capsys.readouterr().out
     if method.coupled_terms():
-        assert f"optim.microbatch_size=4 of 8 images: only these are seen at a time by {method.coupled_terms()[0]}" in said
+        assert (
+            f"optim.microbatch_size=4 of 8 images: only these are seen at a time by {method.coupled_terms()[0].words}" in said
+        )
         return
     assert "only these are seen at a time by" not in said
     pairs = zip(lines(tmp_path / "whole" / "run", "train"), lines(tmp_path / "split" / "run", "train"), strict=True)

@@ -126,7 +126,7 @@ def test_what_couples_images_is_said_and_does(changes: dict[str, Any], terms: tu
     """The mean loss of two halves is not that of the whole."""
     method, batch = shaken(build(replace(SETTINGS, **changes))), make_batch()
     found = method.coupled_terms()
-    assert len(found) == len(terms) and all(word in said for word, said in zip(terms, found, strict=True))
+    assert len(found) == len(terms) and all(word in said.words for word, said in zip(terms, found, strict=True))
     halves = [method(half(batch, start), START).total.item() for start in (0, 2)]
     assert abs(sum(halves) / 2 - method(batch, START).total.item()) > 1e-3
 

@@ -13,6 +13,7 @@ from openjepa.config import load_run_config
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.experiments.data_times import views_config
 from openjepa.experiments.step_times import step_config
+from openjepa.methods.base import CoupledTerm
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.refusals import Refusal
@@ -23,7 +24,9 @@ from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
+from openjepa.training.startup import refuse_unsynchronized
 from tests.helpers.images import write_folder
+from tests.helpers.method_steps import parts
 from tests.helpers.report_page import Page
 from tests.helpers.small_runs import lines, small_config, weights
 from tests.methods.toy_method import MeanColorSettings, mean_colors
@@ -105,3 +108,15 @@ def test_what_does_not_suit_it_is_refused_by_what_its_settings_say(tmp_path: Pat
         check(replace(config, masks=small_config(tmp_path, tmp_path).masks))
     with pytest.raises(Refusal, match=r"method.beta=0.0 must be above 0"):
         check(replace(config, method=MeanColorSettings(beta=0.0)))
+
+
+def test_several_processes_are_refused_until_it_says_what_it_couples(tmp_path: Path) -> None:
+    _, method = parts(toy_config(tmp_path, tmp_path, total_steps=1))
+    assert method.coupled_terms() is None
+    with pytest.raises(Refusal, match=r"method.name=mean_color is not ready for 2 processes: its `coupled_terms` say nothing"):
+        refuse_unsynchronized("mean_color", method.coupled_terms(), 2)
+    apart = (CoupledTerm("the mean over masked patches"), CoupledTerm("another", synchronized=True))
+    with pytest.raises(Refusal, match=r"4 processes: the mean over masked patches would see only its share of a batch. Train"):
+        refuse_unsynchronized("mean_color", apart, 4)
+    refuse_unsynchronized("mean_color", apart[1:], 2)
+    refuse_unsynchronized("mean_color", (), 2)

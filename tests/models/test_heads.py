@@ -1,13 +1,17 @@
 """The projection head of DINO and iBOT: unit rows, batch statistics without buffers, last layers, FLOPs."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openjepa.engine import distributed
 from openjepa.models.heads import FeatureNorm, ProjectionHead, UnitRows, projection_layers
+from tests.helpers.ranks import on_ranks
 
 
 def head(**options: Any) -> ProjectionHead:
@@ -51,6 +55,31 @@ def test_batch_norm_takes_the_statistics_of_the_batch_and_keeps_nothing() -> Non
     assert not list(norm.buffers()) and not list(head(batch_norm=True).buffers())
     names = [type(module).__name__ for module in projection_layers((4, 5, 6, 7), batch_norm=True)]
     assert names == ["Linear", "FeatureNorm", "GELU", "Linear", "FeatureNorm", "GELU", "Linear"]
+
+
+def norm_share(shares: tuple[Tensor, Tensor], factors: Tensor) -> tuple[Tensor, ...]:
+    """Output for this process's rows, and gradients of the mean over all rows, as the mean of the processes' losses."""
+    norm, rows = FeatureNorm(6), shares[distributed.rank()].clone().requires_grad_()
+    found = norm(rows)
+    number = sum(map(len, shares)) / len(shares)
+    ((found**3).sum(dim=1) @ factors[: len(rows)] / number).backward()
+    return (found.detach(), *(value.grad for value in (rows, norm.weight, norm.bias)))  # type: ignore[misc]
+
+
+def test_batch_norm_takes_the_statistics_of_all_processes(tmp_path: Path) -> None:
+    """Five rows in one process and three in the other, far from zero. As torch's for the eight rows, also its gradients."""
+    torch.manual_seed(0)
+    shares, factors = (torch.randn(5, 6) * 3 + 100, torch.randn(3, 6) * 5 + 90), torch.rand(5)
+    first, second = on_ranks(2, tmp_path, norm_share, shares, factors)
+    rows = torch.cat(shares).double().requires_grad_()
+    weight, bias = (torch.full((6,), value, dtype=torch.float64, requires_grad=True) for value in (1.0, 0.0))
+    expected = F.batch_norm(rows, None, None, weight, bias, training=True)
+    ((expected**3).sum(dim=1) @ torch.cat([factors, factors[:3]]).double() / 8).backward()  # type: ignore[no-untyped-call]
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5, check_dtype=False)
+    close(torch.cat([first[0], second[0]]), expected.detach())
+    close(torch.cat([first[1], second[1]]) / 2, rows.grad)
+    close((first[2] + second[2]) / 2, weight.grad)
+    close((first[3] + second[3]) / 2, bias.grad)
 
 
 def test_patches_have_their_own_last_layer_or_share_it() -> None:

@@ -1,15 +1,48 @@
 """Blocks of a transformer: attention against the fused kernel and the definition, layer scale, outputs, initial weights."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias
+from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias, set_slots
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
+
+
+def test_drop_path_is_that_of_the_image_in_whatever_part_of_the_batch() -> None:
+    """Three views of eight images at once, without slots as with them; or in parts, also compiled, also computed twice."""
+    block, x = Block(8, 2, 16, 1e-6, drop_path=0.5), torch.randn(3, 8, 5, 8)
+
+    def run(call: Callable[[Tensor], Tensor], first: int, number: int) -> Tensor:
+        torch.manual_seed(1)
+        output = call(x[:, first : first + number].flatten(0, 1))
+        torch.rand(3)  # others draw numbers before the backward
+        return output.view(3, number, 5, 8)
+
+    whole = run(block, 0, 8)
+    set_slots(block, 0, 8, 8)
+    assert torch.equal(run(block, 0, 8), whole)
+    compiled = CompileCounter()
+    calls = (block, torch.compile(block, backend=compiled), partial(checkpoint, block, use_reentrant=False))
+    for call in calls:
+        found = []
+        for first in (0, 2, 4, 6):
+            set_slots(block, first, 2, 8)
+            block.zero_grad()
+            part = run(call, first, 2)
+            part.square().sum().backward()  # type: ignore[no-untyped-call]
+            found.append((part.detach(), block.mlp.fc1.weight.grad))
+        torch.testing.assert_close(torch.cat([part for part, _ in found], dim=1), whole)
+        first_call = found if call is block else first_call
+        assert all(torch.equal(a, b) for pair in zip(found, first_call, strict=True) for a, b in zip(*pair, strict=True))
+    assert compiled.frame_count == 1, "the slots of another microbatch compiled the block anew"
 
 
 def by_definition(qkv: Tensor, heads: int, valid: Tensor | None) -> Tensor:

@@ -152,10 +152,10 @@ class OfficialMultiblock(MaskSampler):
 
 
 def microbatch_note(settings: MaskSettings, before: int, now: int) -> str | None:
-    """What to say of a run that goes on with `now` images in a microbatch instead of `before`. None if its masks stay the same."""
+    """What to say of a run that goes on with `now` instead of `before` images in a microbatch. None if it changes no masks."""
     if before == now or not (isinstance(settings, MultiblockSettings) and settings.mode == "official"):
         return None
     return (
-        f"a microbatch had {before} images and now has {now}: masks.mode=official draws one microbatch after another, so that the "
-        f"continued run has other masks than it would have had (optim.microbatch_size={before} keeps them)"
+        f"a microbatch had {before} images and now has {now}: masks.mode=official draws the images of a microbatch one after "
+        f"another, so that the continued run gets other masks (optim.microbatch_size={before} keeps them)"
     )

@@ -20,6 +20,7 @@ from openjepa.data.loading.unreadable import fill_slots
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.views import NUMBERS_PER_VIEW, Box, crop_and_resize, crop_box, is_mirrored
 from openjepa.operators import shared_bytes
+from openjepa.refusals import few
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.system.patience import Patience, ReadAhead
 from openjepa.types import InputSpec, LoaderPosition, Masks, Skipped
@@ -124,6 +125,10 @@ class ChunkReader:
         result.num_repeated = self.patience.num_repeated - repeated_before
         result.chunk = replace(chunk, records=None)  # the bytes of the images need not go back
         return result
+
+    def describe(self, chunk: Chunk) -> str:
+        """What a chunk is, in words: its step and the images of its slots."""
+        return f"step {chunk.step}: {few([self._name(chunk, place) for place in range(chunk.num)])}"
 
     def _numbers(self, chunk: Chunk) -> list[list[float]]:
         """NUMBERS_PER_VIEW uniform numbers for each view of each slot."""

@@ -23,7 +23,8 @@ from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, evaluation_views, parallel_map
+from openjepa.data.loading.workers import parallel_map
+from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, supports_bf16, thread_pool
 from openjepa.inference.embedding.embed_plan import EmbedPlan, Part, Source

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.data.source import open_splits
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan
-from openjepa.data.source import ListSource, ShardSource
+from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.masks import MASKS
 from openjepa.masks.official_draws import microbatch_note
 from openjepa.masks.sampler import MaskSampler

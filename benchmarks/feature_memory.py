@@ -20,7 +20,7 @@ from benchmarks.records import keep, origin
 from openjepa.evaluation.feature_store import RowWriter
 from openjepa.evaluation.probes import closed_sweep as limits
 from openjepa.evaluation.probes.linear import prepare
-from openjepa.measures.accuracy import knn_predictions
+from openjepa.measures.features import knn_predictions
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 
 from openjepa.config import load_run_config
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import example_masks
-from openjepa.visualization.mask_pictures import paint_masks
+from openjepa.visualization.mask_pictures import example_masks, paint_masks
 from openjepa.visualization.neighbors import choose_images, dense_features, nearest_of_gallery, unit_features
 from openjepa.visualization.sheet import Sheet, enlarge, pca_colors
 from openjepa.weights.native import load_encoder

@@ -30,6 +30,8 @@ COMMANDS = {
     "quickstart": "train, evaluate and report on packaged scenes in minutes",
     "train": "train an encoder on your images",
     "recipes": "the named runs that train starts from, or all settings of one",
+    "launch slurm": "train on the nodes of a cluster with Slurm",
+    "runs": "which runs train, are finished or stuck, and how far they are",
     "evaluate": "k-NN and linear probes of an encoder",
     "visualize": "pictures of what an encoder has learned",
     "report": "one HTML file on one run or several",
@@ -41,6 +43,7 @@ COMMANDS = {
     "bench data": "time decoding, cropping and loading",
     "bench energy": "whether the energy tells pairs that belong together",
     "data check": "read every image of a data set once",
+    "data pack": "write a folder of images as tars or Parquet files",
     "data masks": "draw masks and how often they cover each patch",
     "data scenes": "render labeled scenes in CLEVR's format",
 }

@@ -7,16 +7,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from openjepa.checks import check_patch_divides
-from openjepa.commands.parsing.arguments import check_output_file, check_output_folder, parse, select_component
+from openjepa.commands.parsing.arguments import (
+    Unprefixed,
+    check_output_file,
+    check_output_folder,
+    parse,
+    require,
+    select_component,
+)
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
-from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, check_ranges
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.settings.sources import DataSettings, FolderSettings, height_and_width
+from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, height_and_width
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
@@ -44,6 +53,22 @@ examples:
   openjepa data check --data.path ~/photos
   openjepa data check --data.path ~/photos --recipe cpu-64 --list files.csv
   openjepa data check --data.source huggingface --data.path ~/parquet-files"""
+
+
+PACK_HELP = """Writes a folder of images as shards: large files that disks, networks and object stores read many times faster
+than millions of small ones. The bytes of the images are copied unchanged; class folders become labels with their names, and
+splits (train, val, test) stay splits. Images are mixed over the shards, so that shards may be read from front to back.
+
+examples:
+  openjepa data pack ~/photos --output ~/shards
+  openjepa data pack ~/imagenet --output /scratch/shards --shard-mb 500
+  openjepa data pack ~/photos --output ~/tables --format parquet
+  openjepa data pack --output ~/shards --verify
+  openjepa train cpu-64 --data.source huggingface --data.path ~/shards
+
+Shards are named train-00000-of-00012.tar. Beside them, manifest.json has the number of images, size and SHA-256 of each, and
+left-out.csv the images that cannot be used, with reasons. A command that was stopped or killed continues when it is repeated.
+--verify compares the shards of --output with their manifest, for example after they were copied, and writes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +205,42 @@ def _smallest_side(options: CheckOptions) -> int:
     if options.patch_size is not None:
         return options.patch_size
     return 1 if config.masks.kind == "none" else config.model.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """The arguments of `openjepa data pack`."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = Path()
+    """Folder of images: flat, in class folders, with or without train, val and test."""
+    output: Path = Path("shards")
+    """New folder for the shards."""
+    packing: Annotated[PackSettings, Unprefixed] = field(default_factory=PackSettings)
+    workers: Annotated[int | None, NOT_NEGATIVE] = None
+    """Number of processes that read and decode. None: one per core but one."""
+    verify: bool = False
+    """Compare the shards of the output with its manifest, and write nothing."""
+
+
+def data_pack(argv: Sequence[str], prog: str) -> None:
+    """Runs `openjepa data pack`: writes shards, or verifies them."""
+    if not {"--verify", "--no-verify"}.intersection(argv):
+        argv = require(PackOptions, argv, "a folder of images", prog)
+    options = parse(PackOptions, argv, prog, PACK_HELP, PackOptions())
+    check_ranges(options.packing, said=as_option)
+    if "://" in str(options.output) or ":/" in str(options.output):
+        raise Refusal(f"--output {options.output} is no folder on a disk: pack into one, then copy it to the object store")
+    check_output_folder(options.output)
+    from openjepa.data.passes import choose_workers
+    from openjepa.data.tables.pack_run import pack_folder
+    from openjepa.data.tables.shard_manifest import compare
+    from openjepa.system.console import say
+
+    workers = choose_workers(options.workers)
+    if options.verify:
+        manifest = compare(options.output, workers)
+        print(f"{options.output}: all {len(manifest.shards):,} shards are as they were packed")
+        return
+    packed = pack_folder(options.folder, options.output, options.packing, workers, say)
+    for line in packed.lines(options.output):
+        print(line)

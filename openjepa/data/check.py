@@ -12,8 +12,8 @@ from operator import itemgetter
 from pathlib import Path
 
 from openjepa.data.decode import check_side, decode_image, reason_of, remark
-from openjepa.data.folders.entries import EntryKind, walk
-from openjepa.data.folders.folder import FolderSource, existing_path
+from openjepa.data.folders.entries import EntryKind, existing_path, walk
+from openjepa.data.folders.folder import FolderSource
 from openjepa.data.selection import Subset
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
 from openjepa.refusals import Refusal

@@ -19,7 +19,6 @@ from openjepa.data.selection import for_probes, low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp, open_splits
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.result_names import data_key, folder_key, variant_name
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import (
@@ -29,8 +28,11 @@ from openjepa.evaluation.tasks import (
     SuiteRow,
     Task,
     chosen_tasks,
+    data_key,
     fitting_protocols,
+    folder_key,
     suite_rows,
+    variant_name,
     with_current_names,
 )
 from openjepa.models.vit import VisionTransformer

@@ -19,7 +19,7 @@ from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
 from openjepa.engine.device import encode, pooled_features, resolve_device
 from openjepa.masks import MASKS
-from openjepa.measures.rank import lidar
+from openjepa.measures.features import lidar
 from openjepa.models.vit import VisionTransformer
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.evaluation import EvaluationSettings

@@ -12,7 +12,7 @@ import torch
 
 from openjepa.config import load_run_config, readable_object
 from openjepa.engine.device import seed_generator
-from openjepa.evaluation.result_names import data_name
+from openjepa.evaluation.tasks import data_name
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive

@@ -15,19 +15,19 @@ from openjepa.data.passes import choose_workers, evaluation_batches
 from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
-from openjepa.evaluation.feature_matrix import (
+from openjepa.evaluation.feature_store import (
     EncoderFeatures,
     Extractor,
+    FeatureRows,
     ImageBatch,
     PixelFeatures,
     SplitView,
     extract_features,
 )
-from openjepa.evaluation.feature_store import FeatureRows
 from openjepa.evaluation.lidar import lidar_measures
 from openjepa.evaluation.protocol import FeatureProbe, ImageProbe, LabeledFeatures, LabeledImages, ProtocolResult
 from openjepa.evaluation.tasks import TASKS, Labels, Task, fitting_protocols
-from openjepa.measures.rank import feature_measures
+from openjepa.measures.features import feature_measures
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal, examples

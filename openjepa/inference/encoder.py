@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
-from openjepa.inference.batches import View, ViewName, batches, prepared_view
-from openjepa.inference.images import Picture, Pictures, separate
+from openjepa.inference.images import Picture, Pictures, View, ViewName, batches, prepared_view, separate
 from openjepa.inference.prediction import Prediction, compare_block, objective_of
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal

@@ -4,7 +4,17 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.fields import AT_LEAST_1, FINITE, POSITIVE, SHARE, SHARE_ABOVE_0, SHARE_BELOW_1, SMALLEST_FIRST, Entry
+from openjepa.settings.fields import (
+    AT_LEAST_1,
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_ABOVE_0,
+    SHARE_BELOW_1,
+    SMALLEST_FIRST,
+    Entry,
+)
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -99,6 +109,26 @@ class ScenesSettings(DataSettings):
     """A folder of CLEVR v1.0, or one that `openjepa data scenes` rendered. None: the small packaged set."""
     label: Literal["count", "distance"] = "count"
     """Label to use: `count` for Clevr/Count, `distance` for Clevr/Dist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings:
+    """How `openjepa data pack` writes a folder of images as shards."""
+
+    format: Literal["tar", "parquet"] = "tar"
+    """Kind of the shards: WebDataset tars, or Parquet files."""
+    shard_mb: Annotated[float, POSITIVE] = 256.0
+    """Size of a shard in megabytes (10^6 bytes). The shards of a split all have about the same size, at most about this one."""
+    shard_images: Annotated[int | None, AT_LEAST_1] = None
+    """Largest number of images in a shard, instead of a size."""
+    shuffle: bool = True
+    """Mix the images of each split over its shards. Off: keep the order of the folder, class by class."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    """Seed of the mixing."""
+    decode: bool = True
+    """Decode every image, to leave out those that training cannot use. Off: faster, and leaves out only unreadable files."""
+    max_skipped: Annotated[float, SHARE] = 0.05
+    """Share of a shard's images that may be left out. More of them stop the command."""
 
 
 ONLY_TRAINING = {

@@ -21,6 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from rich.filesize import decimal
+
+from openjepa.refusals import Refusal
+
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of a file system without locks."""
 UNFINISHED = "unfinished"
@@ -160,6 +164,15 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raises Refusal if the disk of `folder` has fewer than `needed` free bytes. `what`: what is to be written there."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Refusal(
+            f"{folder}: {what} need {decimal(needed)}, but only {decimal(free)} are free: make room, or choose another disk"
+        )
 
 
 def is_writable(folder: Path) -> bool:

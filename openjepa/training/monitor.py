@@ -19,9 +19,7 @@ from openjepa.engine import distributed
 from openjepa.engine.device import autocast, pooled_features
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks.sampler import MaskSampler
-from openjepa.measures.accuracy import knn_accuracy
-from openjepa.measures.collapse import collapse_statistics, trivial_losses
-from openjepa.measures.rank import alpha_req, lidar
+from openjepa.measures.features import alpha_req, collapse_statistics, knn_accuracy, lidar, trivial_losses
 from openjepa.measures.verdicts import CollapseStatistics, Look, judged
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer

@@ -1,22 +1,25 @@
-"""Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: settings from shapes and tables.
+"""Vision Transformers under the names that I-JEPA, timm, MAE, DINO, iBOT and MSN share: settings from shapes, tables and files.
 
 All are pre-norm, with a bias in every linear layer, the exact GELU, and LayerNorm epsilon 1e-6 (released code of each).
+Settings that other programs store beside weights are read; values of the wrong type are refused. Settings of our encoder that
+another program's config.json has no entry for are stored in it under a name of our own.
 """
 
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from openjepa.config import typed
 from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal, few
-from openjepa.settings.models import SIZES, EncoderConfig, Size
-from openjepa.weights.contents import MOST_NAMES, Contents, FillPlan, WeightSource, fill_network, weight_names
-from openjepa.weights.described import checked
+from openjepa.settings.models import SIZES, EncoderConfig, Initialization, Size, check_encoder
+from openjepa.weights.contents import AGAIN, MOST_NAMES, Contents, FillPlan, WeightSource, fill_network, weight_names
 from openjepa.weights.formats import WrongChoice
 from openjepa.weights.state_dicts import OF_SEVERAL, PLACES, Network
 
@@ -181,3 +184,82 @@ def _known_heads(width: int, where: str) -> int:
             "heads",
         )
     return HEADS[width]
+
+
+# ------------------------------------------------------------------------------------------------------ settings beside weights
+
+
+Described = TypeVar("Described")
+Channels = tuple[float, float, float] | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Mean and standard deviation of pixels: one value for all channels, or one per channel."""
+
+    mean: Channels = None
+    std: Channels = None
+
+
+def described(kind: type[Described], entries: dict[str, Any], where: object) -> Described:
+    """Makes the dataclass `kind` from those of `entries` that are its fields.
+
+    Raises Refusal, which names `where`, if an entry is missing or has another type.
+    """
+    return typed(kind, entries, where, AGAIN)
+
+
+def with_pixels(config: EncoderConfig, pixels: Pixels) -> EncoderConfig:
+    """`config` with the mean and standard deviation of `pixels`."""
+    mean, std = _three(pixels.mean), _three(pixels.std)
+    return replace(config, pixel_mean=mean or config.pixel_mean, pixel_std=std or config.pixel_std)
+
+
+def checked(config: EncoderConfig, where: object, names: dict[str, str] | None = None) -> EncoderConfig:
+    """Returns `config` unchanged. Raises Refusal if no encoder can have these settings.
+
+    `names` maps our names of settings to those in the file `where`.
+    """
+    try:
+        check_encoder(config, names)
+    except Refusal as error:
+        raise Refusal(f"{where} describes no encoder: {error}") from error
+    return config
+
+
+def _three(value: Channels) -> tuple[float, float, float] | None:
+    return (value, value, value) if isinstance(value, float) else value
+
+
+KEY = "openjepa"
+POOLINGS = ("average", "class_token")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+FIELDS: dict[str, Callable[[object], bool]] = {
+    "pooling": lambda value: value in POOLINGS,
+    "resampling_offset": _is_share,
+    "drop_path": _is_share,
+    "initialization": lambda value: value in get_args(Initialization),
+}
+"""Fields of `EncoderConfig`, and tests for the values that they may have."""
+
+
+def beside(config: EncoderConfig) -> dict[str, Any]:
+    """The entry with our own settings for another program's config.json."""
+    return {KEY: {name: getattr(config, name) for name in FIELDS}}
+
+
+def with_beside(config: EncoderConfig, settings: Mapping[str, Any], where: object) -> EncoderConfig:
+    """`config` with the settings that `beside` wrote. Raises Refusal if a setting cannot have its value."""
+    said = settings.get(KEY)
+    if not isinstance(said, Mapping):
+        return config
+    known = {name: said[name] for name in FIELDS if name in said}
+    for name, value in known.items():
+        if not FIELDS[name](value):
+            raise Refusal(f"{where} says {KEY}.{name} {value!r}, which it cannot be; export or download it again")
+    return replace(config, **known)

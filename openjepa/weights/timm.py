@@ -17,7 +17,6 @@ from openjepa.models.transformer import hidden_width
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
 from openjepa.weights.contents import AGAIN, CONFIG_FILE, WEIGHTS_FILE, Contents
-from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
 from openjepa.weights.formats import (
     Loaded,
     Networks,
@@ -30,7 +29,22 @@ from openjepa.weights.formats import (
     stored,
 )
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.shared_names import NOT_READ, TABLE, TOKEN, Vit, file_name, infer_config, only_place, read_vit
+from openjepa.weights.shared_names import (
+    NOT_READ,
+    TABLE,
+    TOKEN,
+    Pixels,
+    Vit,
+    beside,
+    checked,
+    described,
+    file_name,
+    infer_config,
+    only_place,
+    read_vit,
+    with_beside,
+    with_pixels,
+)
 from openjepa.weights.state_dicts import Network
 
 POOLINGS = {"avg": "average", "token": "class_token"}

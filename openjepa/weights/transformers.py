@@ -31,7 +31,6 @@ from openjepa.weights.contents import (
     stacked_attention,
     weight_names,
 )
-from openjepa.weights.described import Pixels, beside, checked, described, with_beside, with_pixels
 from openjepa.weights.formats import (
     Loaded,
     Networks,
@@ -44,7 +43,7 @@ from openjepa.weights.formats import (
     stored,
 )
 from openjepa.weights.native import read_predictor, write_predictor
-from openjepa.weights.shared_names import is_sincos
+from openjepa.weights.shared_names import Pixels, beside, checked, described, is_sincos, with_beside, with_pixels
 from openjepa.weights.state_dicts import Network
 
 MODELS = {"ijepa": "IJepaModel", "vit": "ViTModel", "dinov2": "Dinov2Model"}

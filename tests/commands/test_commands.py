@@ -12,6 +12,7 @@ from openjepa.commands.evaluate import evaluate
 from openjepa.commands.visualize import visualize
 from openjepa.config import save_yaml
 from openjepa.recipes import load_recipe
+from tests.helpers.images import write_folder
 
 
 @pytest.fixture
@@ -81,3 +82,29 @@ def test_the_mode_beside_the_chosen_masks_warns_of_nothing(tmp_path: Path, capsy
     options = ["--image-size", "96", "--patch-size", "12", "--masks.mode", "official", "--masks.min-keep", "3"]
     main(["data", "masks", "--output", str(output), *options])
     assert capsys.readouterr().err == "" and output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_pack_says_what_it_did_and_refuses_other_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, shards = write_folder(tmp_path / "photos", 12, 16), tmp_path / "shards"
+    (photos / "disk" / "text.jpg").write_text("no image")
+    main(["data", "pack", str(photos), "--output", str(shards), "--shard-images", "5", "--workers", "0"])
+    said = capsys.readouterr()
+    assert "13 images in 2 classes" in said.err
+    assert said.out.splitlines() == [
+        f"{shards}: 3 shards, 61.4 kB",
+        "images: train 12; 2 classes",
+        f"left out: 1 image (1 not an image), listed in {shards / 'left-out.csv'}",
+        f"next: openjepa train RECIPE --data.source huggingface --data.path {shards}",
+    ]
+    main(["data", "pack", "--output", str(shards), "--verify"])
+    assert capsys.readouterr().out == f"{shards}: all 3 shards are as they were packed\n"
+    for words, message in (
+        (["--output", str(shards)], "openjepa data pack needs a folder of images"),
+        ([str(photos), "--output", "s3://bucket/shards"], "s3:/bucket/shards is no folder on a disk: pack into one, then copy"),
+        ([str(photos / "disk" / "text.jpg"), "--output", str(tmp_path / "new")], "is a file: give the folder"),
+        ([str(photos), "--output", str(tmp_path / "new"), "--shard-mb", "0"], "--shard-mb 0.0 must be above 0"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "pack", *words])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -15,8 +15,15 @@ from torch import Tensor
 
 from openjepa.data.source import ListSource
 from openjepa.evaluation import feature_store
-from openjepa.evaluation.feature_matrix import EncoderFeatures, PixelFeatures, SplitView, extract_features
-from openjepa.evaluation.feature_store import FeatureLayout, RowWriter, read_rows
+from openjepa.evaluation.feature_store import (
+    EncoderFeatures,
+    FeatureLayout,
+    PixelFeatures,
+    RowWriter,
+    SplitView,
+    extract_features,
+    read_rows,
+)
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 from openjepa.system.shared_files import WITHOUT_LOCKS

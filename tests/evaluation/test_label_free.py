@@ -18,8 +18,8 @@ from openjepa.evaluation import lidar as lidar_module
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.lidar import lidar_measures
 from openjepa.masks import MASKS
-from openjepa.measures import rank
-from openjepa.measures.rank import alpha_req, feature_measures, lidar, rankme
+from openjepa.measures import features as measuring
+from openjepa.measures.features import alpha_req, feature_measures, lidar, rankme
 from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.seeds import derive, derive_samples, uniforms
@@ -173,7 +173,7 @@ def test_an_encoder_that_answers_always_the_same_has_none(source: ListSource) ->
 
 
 def test_features_are_measured_on_rows_spread_over_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank, "MAX_IMAGES", 40)
+    monkeypatch.setattr(measuring, "MAX_IMAGES", 40)
     features = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
     found = feature_measures({"last": features, "last_four": features[:, :3]})
     rows = [100 * row // 40 for row in range(40)]

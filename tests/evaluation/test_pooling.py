@@ -14,7 +14,7 @@ from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import Splits, open_splits
 from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite, pooled_configs, pooled_settings
 from openjepa.evaluation.tasks import TASKS
-from openjepa.measures.rank import rankme
+from openjepa.measures.features import rankme
 from openjepa.methods import METHODS
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 
 from openjepa.evaluation.protocol import FeatureProbe, HeadResult, ImageProbe, ProtocolResult, selections
-from openjepa.measures.accuracy import top1
+from openjepa.measures.features import top1
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, ProtocolSettings
 from openjepa.settings.fields import AT_LEAST_1

@@ -14,9 +14,16 @@ from openjepa.config import save_yaml
 from openjepa.data.source import open_splits
 from openjepa.engine.checkpoint import latest_checkpoint, load_checkpoint, load_weights, read_state
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.experiments.energies import bench_energy, compared_energies, energies_of, measure_energy
+from openjepa.experiments.energies import (
+    bench_energy,
+    compared_energies,
+    energies_of,
+    energy_statistics,
+    incompatible,
+    is_flat,
+    measure_energy,
+)
 from openjepa.masks import MASKS
-from openjepa.measures.energy import energy_statistics, incompatible, is_flat
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.settings.experiments import EnergyBench

@@ -35,6 +35,12 @@ QUOTED = {
     "moving average": ("evaluation/lidar.py", "experiments/", "inference/encoder.py", "settings/run.py", "training/", *PAPERS),
     "cls": ("commands/parsing/", "config.py", "data/tables/", "settings/sources.py", "weights/"),  # a class, a file in a tar
     "backbone": ("weights/",),  # names in checkpoints
+    "job": (
+        "commands/launch.py",
+        "experiments/slurm.py",
+        "settings/clusters.py",
+        "system/interrupts.py",
+    ),  # what a scheduler runs
     "linear-cached": ("settings/protocols.py",),  # the name in older results
 }
 """Replaced words that still stand for what they mean elsewhere: word -> where."""

@@ -12,7 +12,7 @@ MATCHES = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub"
 ALLOWED = {
     ("commands/parsing/help.py", r"'  +(?!openjepa|torchrun|pip)\\S.*?  +'"): "a table of two columns in a docstring",
     ("commands/parsing/help.py", r"'(?<=\\.)\\s+(?=[A-Z`])'"): "the sentences of an option's docstring",
-    ("evaluation/result_names.py", r"'[^\\w.+-]+'"): "what no file name may hold",
+    ("evaluation/tasks.py", r"'[^\\w.+-]+'"): "what no file name may hold",
     ("weights/convert/conversion.py", "'[a-z0-9][a-z0-9.-]*'"): "an identifier of a license, as a user types it",
     ("weights/convert/origin.py", r"'[/\\\\]'"): "separators in a path of a user's settings",
     ("weights/convert/origin.py", r"'[*?\\[]'"): "wildcards in such a path",

@@ -16,9 +16,8 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from openjepa.data.decode import decode_image
-from openjepa.inference import batches as preparing
-from openjepa.inference.batches import View, batches
-from openjepa.inference.images import pixels_of, separate
+from openjepa.inference import images as preparing
+from openjepa.inference.images import View, batches, pixels_of, separate
 from tests.helpers.images import shape_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.masks.blocks import RAREST, block_sizes, covered, place_blocks
-from openjepa.masks.coverage import coverage
 from openjepa.masks.multiblock import CUTS, UnbiasedMultiblock, angular_order, build_multiblock
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.masks import MultiblockSettings
+from openjepa.visualization.mask_pictures import coverage
 
 ONE_SIZE = MultiblockSettings(
     target_scale=(0.16, 0.16), target_aspect=(1.0, 1.0), context_scale=(0.85, 0.85), context_cut="none", min_keep=0

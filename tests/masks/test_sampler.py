@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import coverage, example_masks, statistics
 from openjepa.masks.official_draws import OfficialMultiblock
 from openjepa.masks.sampler import MaskSampler
 from openjepa.seeds import derive_samples
 from openjepa.settings.masks import NoMaskSettings, RandomPatchesSettings
 from openjepa.types import BlockMasks, TokenMask
+from openjepa.visualization.mask_pictures import coverage, example_masks, statistics
 
 GRIDS = ((4, 4), (8, 8), (6, 10), (14, 7), (14, 14), (16, 16), (28, 28))
 

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.measures import accuracy
-from openjepa.measures.accuracy import Accuracy, knn_accuracy, knn_predictions, top1
-from openjepa.measures.collapse import collapse_statistics, trivial_losses
-from openjepa.measures.rank import alpha_req, lidar, rankme
+from openjepa.measures import features
+from openjepa.measures.features import (
+    Accuracy,
+    alpha_req,
+    collapse_statistics,
+    knn_accuracy,
+    knn_predictions,
+    lidar,
+    rankme,
+    top1,
+    trivial_losses,
+)
 from openjepa.measures.verdicts import CollapseStatistics, judged
 
 
@@ -136,7 +144,7 @@ def test_neighbors_vote_as_in_the_definition() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_neighbors_of_what_is_not_finite_are_an_error(side: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy, "KEY_CHUNK", 8)  # five chunks of keys
+    monkeypatch.setattr(features, "KEY_CHUNK", 8)  # five chunks of keys
     sides = {"train": random(40, 6), "test": random(15, 6, seed=1)}
     sides[side][13, 2] = value
     with pytest.raises(ValueError, match="features that are finite"):

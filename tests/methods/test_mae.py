@@ -10,8 +10,7 @@ from torch import Tensor
 from openjepa.masks.random_patches import RandomPatches
 from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
-from openjepa.methods.mae import VIEW, Mae, patch_pixels
-from openjepa.models.decoder import Decoder
+from openjepa.methods.mae import VIEW, Decoder, Mae, patch_pixels
 from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import build_encoder
 from openjepa.recipes import load_recipe

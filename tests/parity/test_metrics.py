@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openjepa.measures.rank import alpha_req, lidar
+from openjepa.measures.features import alpha_req, lidar
 
 DATA = Path(__file__).parent / "data"
 NUMBERS = load_file(DATA / "metrics.safetensors")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openjepa.measures.rank import rankme
+from openjepa.measures.features import rankme
 
 NUMBERS = load_file(Path(__file__).parent / "data" / "rankme.safetensors")
 MATRICES = sorted(name.removesuffix("/Z") for name in NUMBERS if name.endswith("/Z"))

@@ -13,7 +13,7 @@ from openjepa.checks import check
 from openjepa.data.source import open_splits
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
-from openjepa.measures.rank import alpha_req, lidar
+from openjepa.measures.features import alpha_req, lidar
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples

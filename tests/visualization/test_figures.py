@@ -15,7 +15,6 @@ from openjepa.data.decode import decode_image
 from openjepa.data.source import ListSource, open_splits
 from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
-from openjepa.masks.coverage import coverage, example_masks
 from openjepa.masks.multiblock import build_multiblock
 from openjepa.models.vit import build_encoder
 from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
@@ -24,7 +23,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 from openjepa.types import ColorChange, Export, ViewSpec
 from openjepa.visualization import mask_figure, visualize_run
-from openjepa.visualization.mask_pictures import TARGET_COLORS, neutral_grid, paint_masks
+from openjepa.visualization.mask_pictures import TARGET_COLORS, coverage, example_masks, neutral_grid, paint_masks
 from openjepa.visualization.neighbors import (
     Pictured,
     choose_images,

@@ -11,7 +11,7 @@ import math
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -368,27 +368,48 @@ def positionals_first(cls: type[Any], argv: Sequence[str], is_needed: bool = Tru
 
     `is_needed`: if there is no such word, takes the last word of a list of any length, as in `--image cat.jpg features.npy`.
     """
-    options: dict[str, list[Any]] = {"h": [bool], "help": [bool], "help_all": [bool]}
-    for option in options_of(cls):
-        off = (option.flag(is_on=False),) if option.kind is bool else ()
-        for name in (option.flag(), *off, *option.aliases):
-            options.setdefault(normalized(name), []).append(option.kind)
+    options = {**_kinds(cls), "h": [bool], "help": [bool], "help_all": [bool]}
     free: list[str] = []
     rest: list[str] = []
     lists: list[int] = []  # positions in `rest` of the last word of each list
+    for piece in _pieces(argv, options):
+        if len(piece) > 2 and max(map(most_words, options.get(normalized(piece[0]), [str]))) == math.inf:
+            lists.append(len(rest) + len(piece) - 1)
+        (rest if _is_option(piece[0]) else free).extend(piece)
+    if is_needed and not free and lists:
+        free.append(rest.pop(lists[-1]))
+    return [*free, *rest]
+
+
+def split_options(cls: type[Any], argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of `cls` in `argv` with their values, and all other words."""
+    options = _kinds(cls)
+    own: list[str] = []
+    others: list[str] = []
+    for piece in _pieces(argv, options):
+        (own if _is_option(piece[0]) and normalized(piece[0]) in options else others).extend(piece)
+    return own, others
+
+
+def _kinds(cls: type[Any]) -> dict[str, list[Any]]:
+    """The annotations of each option of `cls`, by its normalized name."""
+    kinds: dict[str, list[Any]] = {}
+    for option in options_of(cls):
+        off = (option.flag(is_on=False),) if option.kind is bool else ()
+        for name in (option.flag(), *off, *option.aliases):
+            kinds.setdefault(normalized(name), []).append(option.kind)
+    return kinds
+
+
+def _pieces(argv: Sequence[str], options: Mapping[str, list[Any]]) -> Iterator[Sequence[str]]:
+    """Yields each option with its values, and each other word alone. An option that `options` lacks takes one value."""
     position = 0
     while position < len(argv):
         end = position + 1
         if _is_option(argv[position]):
-            kinds = options.get(normalized(argv[position]), [str])
-            end += _num_values(argv, position, kinds)
-            if end - position > 2 and max(map(most_words, kinds)) == math.inf:
-                lists.append(len(rest) + end - position - 1)
-        (rest if _is_option(argv[position]) else free).extend(argv[position:end])
+            end += _num_values(argv, position, options.get(normalized(argv[position]), [str]))
+        yield argv[position:end]
         position = end
-    if is_needed and not free and lists:
-        free.append(rest.pop(lists[-1]))
-    return [*free, *rest]
 
 
 def _is_option(word: str) -> bool:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from openjepa.refusals import Refusal
+from openjepa.system.console import absent
+
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif")
 SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
@@ -183,6 +186,19 @@ def _files_inside(root: Path, below: str) -> Iterator[str]:
     for folder, _, names in os.walk(root / below):
         inside = Path(folder).relative_to(root).as_posix()
         yield from (f"{inside}/{name}" for name in sorted(names))
+
+
+def existing_path(path: str, hub: bool = False) -> Path:
+    """The file or folder `path`. Raises Refusal if it does not exist, and suggests the nearest path that does.
+
+    `hub` is true if a name on the Hub may be meant.
+    """
+    if not path:
+        raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return folder
+    raise Refusal(f"data.path={path!r} {absent(path, hub)}")
 
 
 # --------------------------------------------------------------------------------------------------------------- other programs

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.data.decode import check_usable, mode_and_size
-from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, walk
+from openjepa.data.folders.entries import SUFFIXES, EntryKind, OtherEntries, existing_path, walk
 from openjepa.data.folders.image_lists import VAL_ANNOTATIONS, check_listed, read_val_annotations
 from openjepa.data.selection import held_out
 from openjepa.data.source import JoinedBytes, ListSource, Splits, class_numbers, file_stamp
 from openjepa.refusals import Refusal, few
 from openjepa.settings.sources import FolderSettings
-from openjepa.system.console import absent, command
+from openjepa.system.console import command
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
@@ -76,17 +76,10 @@ def open_folder(settings: FolderSettings, seed: int) -> Splits:
     Raises Refusal if the path does not exist, none of the first images can be used, images or other folders lie beside a split,
     or two folders are the same split by their names.
     """
-    root = existing_path(settings.path)
-    if not root.is_dir():
-        raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
-    root, files, others = _innermost(root)
-    if not files:
-        found = "; ".join([f"{others.num_ignored} other files", *others.left_out()])
-        raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
+    root, files, others = _found(settings)
     opened = _split_folders(root, files) or _held_out(root, files, settings.test_fraction, seed)
     check_usable(opened.train, f"data.path={settings.path!r}")
-    for masks in find_mask_folders(root, files):
-        warnings.warn(masks.advice(root), stacklevel=2)
+    _warn_of_masks(root, files)
     unused = _unused(opened)
     parts = [_description(root, opened), *unused, *others.described()]
     return Splits(opened.train, opened.test, "; ".join(parts), root.name, left_out=tuple(others.left_out()), unused=unused)
@@ -101,17 +94,33 @@ def left_out_folders(settings: FolderSettings) -> dict[str, FolderSource]:
     return {name: FolderSource(root / name, unused) for name, unused in opened.unused.items()}
 
 
-def existing_path(path: str, hub: bool = False) -> Path:
-    """The file or folder `path`. Raises Refusal if it does not exist, and suggests the nearest path that does.
+@dataclass(frozen=True)
+class WholeFolder:
+    """Every image of a folder, by split. Unlike `open_folder`, holds nothing out and leaves no split unused."""
 
-    `hub` is true if a name on the Hub may be meant.
-    """
-    if not path:
-        raise Refusal("data.path is not set: give the folder with your images (--data.path ~/photos)")
-    folder = Path(path).expanduser()
-    if folder.exists():
-        return folder
-    raise Refusal(f"data.path={path!r} {absent(path, hub)}")
+    splits: dict[str, FolderSource]
+    """The images of `train`, or of the whole folder under that name, and of each further split under its folder's name."""
+    unlisted: tuple[Path, ...]
+    """Images that the list of their split does not name. They belong to none."""
+    others: OtherEntries
+    """The entries that are no images."""
+
+
+def open_whole(settings: FolderSettings) -> WholeFolder:
+    """All images below `settings.path`. A split whose images lie in no class folder has no labels. Refuses as `open_folder`."""
+    root, files, others = _found(settings)
+    _warn_of_masks(root, files)
+    opened = _split_folders(root, files)
+    if opened is None or opened.train_folder is None:
+        names = _class_names(files)
+        return WholeFolder({"train": FolderSource(root, files, _labels(files, names), names)}, (), others)
+    splits: dict[str, FolderSource] = {"train": opened.train}
+    unlisted: list[Path] = []
+    for name in sorted({_top(file) for file in files} - {opened.train_folder.name}):
+        test, rest = _test_split(root / name, _below(files, name), opened.train, opened.train_folder.name)
+        splits[name] = FolderSource(root / name, rest) if test is None else test
+        unlisted += [root / name / file for file in rest] if test is not None else []
+    return WholeFolder(splits, tuple(unlisted), others)
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,23 @@ class _Opened:
     """Images in neither split, by the folder they are split into."""
     train_folder: Path | None = None
     """The folder of the training split. None if the folder had no splits of its own."""
+
+
+def _found(settings: FolderSettings) -> tuple[Path, list[str], OtherEntries]:
+    """The folder that holds the images or their classes, and its entries. Raises Refusal if there are no images."""
+    root = existing_path(settings.path)
+    if not root.is_dir():
+        raise Refusal(f"data.path={settings.path!r} is a file: give the folder that holds the images")
+    root, files, others = _innermost(root)
+    if not files:
+        found = "; ".join([f"{others.num_ignored} other files", *others.left_out()])
+        raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
+    return root, files, others
+
+
+def _warn_of_masks(root: Path, files: list[str]) -> None:
+    for masks in find_mask_folders(root, files):
+        warnings.warn(masks.advice(root), stacklevel=3)
 
 
 def _innermost(root: Path) -> tuple[Path, list[str], OtherEntries]:

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from openjepa.data.folders.entries import EntryKind, OtherEntries, is_service_folder, walk
-from openjepa.data.folders.folder import existing_path
+from openjepa.data.folders.entries import EntryKind, OtherEntries, existing_path, is_service_folder, walk
 from openjepa.refusals import Refusal
 from openjepa.system.console import hub_name
 
@@ -18,6 +17,8 @@ SHARD_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
 """The Hub's file names. The split is in front of the numbers."""
 ENDINGS = {".parquet": "parquet", ".tar": "tars", ".tar.gz": "tars", ".tgz": "tars"}
 """Kind of the files by their ending, in upper or lower case."""
+UNFINISHED_PACK = ".packing.jsonl"
+"""Name of the file that stands beside shards until `openjepa data pack` has written the last one."""
 _PASSED_BY = (
     EntryKind.HIDDEN_FOLDER,
     EntryKind.SERVICE_FOLDER,
@@ -122,6 +123,11 @@ def _kind(file: Path) -> str:
 def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> LocalFiles:
     left_out = tuple(others.left_out())
     files = sorted(files, key=str)
+    for folder in {file.parent for file in files}:
+        if (folder / UNFINISHED_PACK).exists():
+            raise Refusal(
+                f"data.path={path!r}: {folder} is not complete; repeat the `openjepa data pack` that was stopped there"
+            )
     kinds = {_kind(file) or file.suffix for file in files}
     if len(kinds) != 1 or not kinds <= set(ENDINGS.values()):
         held = "; ".join([", ".join(sorted(kinds)) or "neither", *left_out])

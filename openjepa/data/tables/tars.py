@@ -1,7 +1,8 @@
 """WebDataset tars. Consecutive files whose names agree up to the first dot of the file name form one sample.
 
 The image of a sample is its file with the suffix of an image, in upper or lower case. Different samples may have different
-suffixes. The label is the file `.cls` of the sample, or the one that `data.label_column` names.
+suffixes. The label is the file `.cls` of the sample, or the one that `data.label_column` names. If the first tar begins with a
+file `__classes__`, which holds names as a JSON list, these are the classes that the numbers in `.cls` stand for.
 """
 
 import gzip
@@ -9,7 +10,8 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
@@ -30,6 +32,8 @@ from openjepa.settings.sources import HuggingFaceSettings
 
 CLASS_FIELD = "cls"
 """Ending of the file with the label of a sample, a number as text, unless `data.label_column` names another."""
+CLASS_NAMES_FILE = "__classes__"
+"""Name of the file with the names of the classes. Readers of tars pass by files whose names begin like this."""
 BLOCK = 512
 """Number of bytes in a block of a tar."""
 GZIP_START = b"\x1f\x8b"
@@ -121,11 +125,18 @@ class TarReader(SplitReader):
         if not any(words):
             return None
         numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
-        return from_words(f"data.label_column={self._fields.label or CLASS_FIELD!r} of the split {split!r}", words, numbers)
+        title = f"data.label_column={self._fields.label or CLASS_FIELD!r} of the split {split!r}"
+        column = from_words(title, words, numbers)
+        is_numbered = all(isinstance(value, int) for value in column.values)
+        return replace(column, names=self._class_names(split)) if is_numbered else column
 
     def open_stream(self, split: str) -> ShardSource:
         """The tars of a split as shards, one per tar."""
-        return TarShards(tuple(self._files[split]), self._fields, split)
+        return TarShards(tuple(self._files[split]), self._fields, split, self._class_names(split))
+
+    def _class_names(self, split: str) -> tuple[str, ...] | None:
+        """The names of the classes, from the first tar. They belong to `.cls`, not to labels that a setting names."""
+        return _class_names_in(self._files[split][0]) if self._fields.label in (None, CLASS_FIELD) else None
 
     def _index(self, file: str) -> Any:
         return _index(Path(file), self._fields)
@@ -136,6 +147,20 @@ def _index(file: Path, fields: _Fields) -> Any:
     place = prepared_file(file, f"index {INDEX_VERSION} {fields}", partial(_write_index, file, fields))
     with pa.OSFile(str(place)) as opened:
         return pa.ipc.open_file(opened).read_all()
+
+
+def _class_names_in(file: str) -> tuple[str, ...] | None:
+    """The names of the classes with which a tar begins. None if it begins with anything else."""
+    names: Any = None
+    with (
+        suppress(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),  # what is damaged is said when it is read
+        _open(Path(file)) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as tar,
+    ):
+        info = tar.next()
+        content = tar.extractfile(info) if info is not None and info.name == CLASS_NAMES_FILE else None
+        names = content and value_in(content.read().decode(errors="replace"), f"{CLASS_NAMES_FILE} in {file}", "pack it again")
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 def _write_index(file: Path, fields: _Fields, target: Path) -> None:
@@ -311,10 +336,11 @@ def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:
 class TarShards(ShardSource):
     """Tars, whose samples are listed from front to back."""
 
-    def __init__(self, files: tuple[str, ...], fields: _Fields, title: str) -> None:
+    def __init__(self, files: tuple[str, ...], fields: _Fields, title: str, class_names: tuple[str, ...] | None) -> None:
         """`title` is the name of the records in messages."""
         self._files = files
         self._fields = fields
+        self.class_names = class_names
         self._title = title
         self.stamp = joined_stamps(files)
 

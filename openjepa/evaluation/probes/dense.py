@@ -37,7 +37,7 @@ from openjepa.evaluation.protocol import (
     strongest_first,
     with_choice,
 )
-from openjepa.measures.accuracy import (
+from openjepa.measures.features import (
     INTERSECTION,
     PREDICTED,
     PRESENT,

@@ -31,7 +31,7 @@ from openjepa.evaluation.protocol import (
     held_out_rows,
     selections,
 )
-from openjepa.measures.accuracy import TOP, Accuracy
+from openjepa.measures.features import TOP, Accuracy
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate

@@ -9,7 +9,7 @@ from openjepa.evaluation.protocol import (
     selections,
     with_choice,
 )
-from openjepa.measures.accuracy import Accuracy, knn_accuracy
+from openjepa.measures.features import Accuracy, knn_accuracy
 from openjepa.settings.evaluation import EvaluationSettings
 
 

@@ -36,7 +36,7 @@ from openjepa.evaluation.protocol import (
     strongest_first,
     with_choice,
 )
-from openjepa.measures.accuracy import Accuracy, top1
+from openjepa.measures.features import Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings
 
 BATCH_NORM_EPS = 1e-5

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openjepa.data.passes import rebatched
 from openjepa.engine.device import memory_limit
-from openjepa.evaluation.feature_matrix import EncoderFeatures
+from openjepa.evaluation.feature_store import EncoderFeatures
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import (
     ProbeTraining,

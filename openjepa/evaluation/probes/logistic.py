@@ -48,7 +48,7 @@ from openjepa.evaluation.protocol import (
     strongest_first,
     with_choice,
 )
-from openjepa.measures.accuracy import TOP, Accuracy, top1
+from openjepa.measures.features import TOP, Accuracy, top1
 from openjepa.settings.evaluation import EvaluationSettings, LogisticSettings
 
 CHUNK_LOGITS = 2**20

@@ -29,7 +29,7 @@ from openjepa.evaluation.protocol import (
     selections,
     with_choice,
 )
-from openjepa.measures.accuracy import TOP, Accuracy
+from openjepa.measures.features import TOP, Accuracy
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import Augmentation, EvaluationSettings
 from openjepa.types import Skipped, ViewSpec

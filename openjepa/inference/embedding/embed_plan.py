@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from openjepa.config import difference, load_run_config, readable_object, to_dict
 from openjepa.data.folders.folder import left_out_folders as other_folders
 from openjepa.data.source import ListSource, ShardSource, open_splits, source_hash, stamps_hash
@@ -243,10 +241,7 @@ def _hash(source: Source) -> str:
 
 def load_on_device(subject: Path | str, settings: EmbedSettings) -> Encoder:
     """Loads the encoder onto its device and sets the threads. Raises Refusal if it is missing or does not fit the settings."""
-    name, processes = settings.device, local_processes()
-    if name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    device = resolve_device(name, "--device")
+    device, processes = resolve_device(settings.device, "--device"), local_processes()
     if settings.threads is not None or processes > 1:
         set_threads(settings.threads or max(1, available_cores() // processes))
     choice = WeightsChoice(encoder=settings.encoder, heads=settings.heads, predictor=False)

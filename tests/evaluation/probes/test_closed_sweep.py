@@ -14,7 +14,8 @@ from openjepa.evaluation.probes import closed_sweep as rows_module
 from openjepa.evaluation.probes.closed_sweep import solve, to_axes
 from openjepa.evaluation.probes.linear import HEAD_KINDS, prepare
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures, ProtocolResult, held_out_rows
-from openjepa.measures import accuracy
+from openjepa.measures import features as measuring
+from openjepa.measures.features import knn_predictions
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocols import PROTOCOLS, check_evaluation
@@ -208,9 +209,9 @@ def test_means_and_covariances_of_chunks_are_those_of_the_whole(monkeypatch: pyt
 def test_neighbors_are_the_same_however_many_keys_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = clusters(300, 1.2, 1), clusters(90, 1.2, 2)
     keys, kept, options = train.features["last"], torch.arange(0, 300, 3), ((1, 7, 200), 0.07)
-    whole = accuracy.knn_predictions(keys[kept], train.labels[kept], test.features["last"], *options)
-    monkeypatch.setattr(accuracy, "KEY_CHUNK", 13)
-    parts = accuracy.knn_predictions(keys, train.labels[kept], test.features["last"], *options, chunk_size=32, rows=kept)
+    whole = knn_predictions(keys[kept], train.labels[kept], test.features["last"], *options)
+    monkeypatch.setattr(measuring, "KEY_CHUNK", 13)
+    parts = knn_predictions(keys, train.labels[kept], test.features["last"], *options, chunk_size=32, rows=kept)
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 

@@ -22,7 +22,7 @@ from openjepa.evaluation.probes.dense import (
 )
 from openjepa.evaluation.protocol import ProtocolResult
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
-from openjepa.measures.accuracy import hit_rate, mean_iou, mean_iou_error, overlap_counts
+from openjepa.measures.features import hit_rate, mean_iou, mean_iou_error, overlap_counts
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import DenseSettings
 from openjepa.types import normalize

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openjepa.evaluation.feature_matrix import EncoderFeatures
+from openjepa.evaluation.feature_store import EncoderFeatures
 from openjepa.evaluation.probes import linear_full
 from openjepa.evaluation.probes import stacked_heads as heads_module
 from openjepa.evaluation.probes.linear_full import evaluate_linear_full, feature_batches, find_recipe, make_training_plan

@@ -15,8 +15,7 @@ from openjepa.commands.convert import convert as command
 from openjepa.settings.inference import ConvertSettings
 from openjepa.types import Export
 from openjepa.weights.convert import conversion as module
-from openjepa.weights.convert.conversion import convert
-from openjepa.weights.convert.verification import sizes_of, verify
+from openjepa.weights.convert.conversion import convert, sizes_of, verify
 from openjepa.weights.formats import Networks, WeightsChoice, load_any
 from openjepa.weights.native import save_network
 from tests.helpers.foreign_weights import Malicious, official, weights

@@ -13,8 +13,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.settings.inference import ConvertSettings
 from openjepa.types import normalize
 from openjepa.weights import onnx as onnx_format
-from openjepa.weights.convert import verification
-from openjepa.weights.convert.conversion import convert
+from openjepa.weights.convert.conversion import convert, verify
 from openjepa.weights.formats import Networks
 from openjepa.weights.onnx import EncoderGraph
 from tests.helpers.weights_written import CONFIGS, networks, written
@@ -81,7 +80,7 @@ def test_outputs_are_equal_at_every_size(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         encoder.norm.bias[3] += 1e-3
     with pytest.raises(ValueError, match=r"onnx, run by onnxruntime .* differ by up to 0\.001, more than 2e-05"):
-        verification.verify(tmp_path / "out", "onnx", given)
+        verify(tmp_path / "out", "onnx", given)
 
 
 def test_half_precision_above_2_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +105,7 @@ def test_half_precision_above_2_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_without_onnxruntime_nothing_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert verification.verify(tmp_path, "onnx", networks(CONFIGS["ijepa"])) == []
+    assert verify(tmp_path, "onnx", networks(CONFIGS["ijepa"])) == []
 
 
 # -------------------------------------------------------------------------- positions as arithmetic, before any exporting

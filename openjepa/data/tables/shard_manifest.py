@@ -1,0 +1,237 @@
+"""Records of a folder of shards: the journal while they are written, the manifest afterwards, and the list of what is missing.
+
+The journal marks a folder as unfinished. It has one line for the plan and one for each finished shard, so that an interrupted
+command continues where it was stopped. It is also the lock that keeps a second process away.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openjepa.config import read_object, readable, typed
+from openjepa.data.tables.local_files import UNFINISHED_PACK
+from openjepa.data.tables.pack_plan import PackPlan
+from openjepa.refusals import Refusal, few
+from openjepa.system.console import progress
+from openjepa.system.shared_files import UNFINISHED, take, whole_file
+
+MANIFEST_FILE = "manifest.json"
+LEFT_OUT_FILE = "left-out.csv"
+"""The list of the images that are in no shard: path, split, class and reason."""
+VERSION = 1
+"""Version of the manifest's form."""
+MEND = "copy the shards again with their manifest, or pack the folder again"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that is in no shard."""
+
+    path: str
+    """Path below the folder that is packed."""
+    split: str
+    class_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """A finished shard, as journal and manifest describe it."""
+
+    name: str
+    split: str
+    images: int
+    bytes: int
+    """Size of the file."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """A finished folder of shards."""
+
+    version: int
+    content: str
+    """`PackPlan.content`: the same folder and settings have the same hash."""
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    """Names of the labels 0, 1, ... Empty if the images have no labels."""
+    splits: dict[str, int]
+    """Number of images by split."""
+    shards: tuple[ShardFacts, ...]
+    left_out: dict[str, int]
+    """Number of images in no shard, by reason."""
+    other_entries: tuple[str, ...]
+    """Counts of what was found beside the images, in words."""
+
+
+def read_manifest(output: Path) -> ShardManifest | None:
+    """The manifest of a folder of shards. None if it has none. Raises Refusal if it cannot be read."""
+    file = output / MANIFEST_FILE
+    content = read_object(file, MEND)
+    if content is None:
+        return None
+    shards = tuple(typed(ShardFacts, entry, file, MEND) for entry in content.get("shards", ()))
+    return ShardManifest(**{**vars(typed(ShardManifest, {**content, "shards": ()}, file, MEND)), "shards": shards})
+
+
+def write_records(output: Path, plan: PackPlan, shards: Sequence[ShardFacts], left_out: Sequence[LeftOut]) -> ShardManifest:
+    """Writes the list of images left out, then the manifest. `shards` and `left_out` are in the order of the plan."""
+    if left_out:
+        with (
+            whole_file(output / LEFT_OUT_FILE) as unfinished,
+            unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened,
+        ):
+            writer = csv.writer(opened)
+            writer.writerow(["path", "split", "class", "reason"])
+            writer.writerows(vars(item).values() for item in left_out)
+    images = Counter({split.name: 0 for split in plan.splits})
+    for shard in shards:
+        images[shard.split] += shard.images
+    manifest = ShardManifest(
+        version=VERSION,
+        content=plan.content,
+        settings={name: value for name, value in asdict(plan.settings).items() if name != "max_skipped"},
+        classes=plan.class_names or (),
+        splits=dict(images),
+        shards=tuple(shards),
+        left_out=dict(Counter(item.reason for item in left_out).most_common()),
+        other_entries=tuple(plan.whole.others.described()),
+    )
+    with whole_file(output / MANIFEST_FILE) as unfinished:
+        unfinished.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------------------- journal
+
+
+class Journal:
+    """The shards of an unfinished folder, by name, and the images left out of each."""
+
+    def __init__(self, output: Path, plan: PackPlan) -> None:
+        """Reads the journal of an interrupted command. Raises Refusal if it was made from other images or settings."""
+        self._output = output
+        self._file = output / UNFINISHED_PACK
+        self.shards: dict[str, ShardFacts] = {}
+        self.left_out: dict[str, list[LeftOut]] = {}
+        head = {"content": plan.content, "stamps": plan.stamps}
+        lines = self._whole_lines()
+        if not lines:
+            self._append(head)
+        elif readable(lines[0]) != head:
+            raise Refusal(
+                f"{output} holds shards of an interrupted `openjepa data pack` of other images or with other settings (or the "
+                "images have changed since): repeat its settings, or remove the folder"
+            )
+        for line in lines[1:]:
+            entry = readable(line) or {}
+            shard = typed(ShardFacts, entry, self._file)
+            self.shards[shard.name] = shard
+            self.left_out[shard.name] = [typed(LeftOut, item, self._file) for item in entry.get("left_out", ())]
+
+    def has(self, name: str) -> bool:
+        """True if a shard is finished and there."""
+        file = self._output / name
+        return name in self.shards and file.is_file() and file.stat().st_size == self.shards[name].bytes
+
+    def add(self, shard: ShardFacts, left_out: Sequence[LeftOut]) -> None:
+        """Writes down a finished shard."""
+        self._append({**asdict(shard), "left_out": [asdict(item) for item in left_out]})
+        self.shards[shard.name], self.left_out[shard.name] = shard, list(left_out)
+
+    def remove(self) -> None:
+        """Removes the file: the folder is finished."""
+        self._file.unlink()
+
+    def _whole_lines(self) -> list[str]:
+        """The lines that were written whole. Cuts off the rest of a line in which a process was killed."""
+        content = self._file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        os.truncate(self._file, len(whole))
+        return whole.decode().splitlines()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self._file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(entry) + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+
+
+@contextmanager
+def claimed_journal(output: Path, plan: PackPlan) -> Iterator[Journal]:
+    """Yields the journal of `output`, locked. Makes the folder, and removes leftovers of killed processes.
+
+    Raises Refusal if another process is packing into the folder.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    claim = take(output / UNFINISHED_PACK)
+    if claim is None:
+        raise Refusal(f"another process is packing into {output}: wait for it, or choose another --output")
+    # forked workers would keep the lock after this process is killed
+    os.register_at_fork(after_in_child=claim.leave)
+    try:
+        for left in output.glob(f".*.{UNFINISHED}"):
+            left.unlink()
+        yield Journal(output, plan)
+    finally:
+        claim.release()
+
+
+# ---------------------------------------------------------------------------------------------------------------------- digests
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def compare(output: Path, workers: int) -> ShardManifest:
+    """Compares the shards of a folder with its manifest, `workers` of them at a time.
+
+    Raises Refusal that names every shard that is missing, damaged, or not in the manifest.
+    """
+    if (output / UNFINISHED_PACK).exists():
+        raise Refusal(f"{output} is not finished: repeat the command that packs it")
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise Refusal(f"{output} holds no {MANIFEST_FILE}: name the folder that `openjepa data pack` has written")
+    known = {shard.name for shard in manifest.shards}
+    ending = f".{manifest.settings.get('format')}"
+    problems = [
+        f"{name} is not in the manifest" for name in sorted(_names(output)) if name.endswith(ending) and name not in known
+    ]
+    with progress("comparing", len(manifest.shards), unit="shards") as advance, ThreadPoolExecutor(max(1, workers)) as pool:
+        for found in pool.map(lambda shard: _problem(output, shard), manifest.shards):
+            problems += [found] if found else []
+            advance(1)
+    if problems:
+        raise Refusal(f"{output}: {len(problems)} of {len(known)} shards are not as packed: {few(problems)}; {MEND}")
+    return manifest
+
+
+def _names(output: Path) -> Iterable[str]:
+    return (file.name for file in output.iterdir())
+
+
+def _problem(output: Path, shard: ShardFacts) -> str:
+    """How a shard differs from the manifest, in words. Empty if it does not."""
+    file = output / shard.name
+    try:
+        size = file.stat().st_size
+        if size != shard.bytes:
+            return f"{shard.name} has {size:,} bytes instead of {shard.bytes:,}"
+        return "" if digest_of(file) == shard.sha256 else f"{shard.name} has other bytes (SHA-256)"
+    except FileNotFoundError:
+        return f"{shard.name} is missing"
+    except OSError as error:
+        return f"{shard.name} cannot be read ({error.strerror})"

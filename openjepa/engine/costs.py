@@ -268,8 +268,16 @@ class _Counter:
             self._tally.bytes -= 4 * scores
             self._tally.scores += scores if length <= PLAIN_MAX_TOKENS else 0
 
-    def _block(self, forward: Any, kind: object, x: Tensor, bias: Tensor | None = None, num_last: int | None = None) -> Any:
-        key = (kind, x.shape, None if bias is None else bias.shape, num_last, torch.is_grad_enabled())
+    def _block(
+        self,
+        forward: Any,
+        kind: object,
+        x: Tensor,
+        bias: Tensor | None = None,
+        num_last: int | None = None,
+        with_added: bool = False,
+    ) -> Any:
+        key = (kind, x.shape, None if bias is None else bias.shape, num_last, with_added, torch.is_grad_enabled())
         if key in self._known:
             flops, kept, scores, output = self._known[key]
             self._more += flops
@@ -277,7 +285,7 @@ class _Counter:
             self._tally.scores += scores
         else:
             before = self._total(), self._tally.bytes, self._tally.scores
-            output = forward(x, bias, num_last)
+            output = forward(x, bias, num_last, with_added)
             after = self._total(), self._tally.bytes, self._tally.scores
             flops, kept, scores = (now - then for now, then in zip(after, before, strict=True))
             self._known[key] = (flops, kept, scores, output)

@@ -96,12 +96,16 @@ def begin_from_weights(method: Method, config: RunConfig, weights: StartingWeigh
 
 
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
-    """Number of steps of the whole run, and number of steps per epoch.
+    """`length_of` for the images of `source`."""
+    return length_of(optim, count_images(source))
+
+
+def length_of(optim: OptimizationSettings, num_images: int | None) -> tuple[int, float]:
+    """Number of steps of the whole run, and number of steps per epoch. `num_images`: None for a stream of unknown length.
 
     Raises Refusal if the length of the data is not known and `optim.total_steps` is not set, if the data is smaller than one
     batch, or if a warm-up in epochs is not shorter than the run.
     """
-    num_images = count_images(source)
     if num_images is None:
         if optim.total_steps is None:
             raise Refusal("optim.total_steps is required: the number of samples of this stream is not known")

@@ -130,8 +130,8 @@ def test_both_branches_are_scaled() -> None:
     attended = x + block.gamma_1 * block.attn(F.layer_norm(x, (12,), eps=1e-6), None)
     added = block.gamma_2 * block.mlp(F.layer_norm(attended, (12,), eps=1e-6))
     torch.testing.assert_close(block(x), attended + added)
-    torch.testing.assert_close(block.branches(x)[1], added)
-    torch.testing.assert_close(block.branches(x, num_last=2)[1], added[:, -2:])
+    torch.testing.assert_close(block(x, with_added=True)[1], added)
+    torch.testing.assert_close(block(x, num_last=2, with_added=True)[1], added[:, -2:])
 
 
 @torch.no_grad()

@@ -318,6 +318,20 @@ def gathered(value: Result, group: dist.ProcessGroup | None = None) -> list[Resu
     return found
 
 
+def gathered_in_main(value: Result) -> list[Result]:
+    """The `value` of each process, in their order, in the main process; an empty list in the others."""
+    if not is_active():
+        return [value]
+    found: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, found)
+    return found or []
+
+
+def own_range(number: int) -> range:
+    """The share of this process in 0, ..., `number` - 1: consecutive, and about as many as every other process has."""
+    return range(number * rank() // world_size(), number * (rank() + 1) // world_size())
+
+
 def barrier() -> None:
     """Waits until all processes are here."""
     if is_active():

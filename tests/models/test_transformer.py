@@ -172,6 +172,27 @@ def test_outputs_of_blocks_add_up(class_token: bool) -> None:
 # ---- how weights are drawn
 
 
+def test_a_block_that_is_computed_again_keeps_its_input_alone() -> None:
+    """Outputs and gradients are the same, with drop path too. Without gradients nothing is computed twice."""
+    block, x = Block(8, 2, 16, 1e-6, drop_path=0.5), torch.randn(4, 5, 8, requires_grad=True)
+    found = []
+    for recompute in (False, True):
+        block.recompute, kept = recompute, list[Tensor]()
+        block.zero_grad()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value, kept=kept: kept.append(value) or value, lambda value: value
+        ):
+            first, added = block(x, num_last=3, with_added=True)
+        torch.rand(3)  # others draw numbers before the backward
+        gradients = torch.autograd.grad(first.square().sum() + added.sum(), [x, *block.parameters()])
+        found.append([first, added, *gradients])
+        assert ([value.data_ptr() for value in kept] == [x.data_ptr()]) == recompute
+    assert all(map(torch.equal, *found))
+    with torch.no_grad():
+        assert block(x, num_last=3).grad_fn is None
+
+
 def test_fan_in_keeps_the_variance_of_a_signal_where_the_released_weights_shrink_it() -> None:
     config = EncoderConfig(width=256, depth=1, heads=4, mlp_ratio=4.0, patch_size=4, image_size=(32, 32))
     torch.manual_seed(0)

@@ -358,10 +358,13 @@ def _warn(unreadable: list[Skipped], num_images: int, purpose: str) -> None:
 
 
 def choose_workers(workers: int | None, cache: str = "none") -> int:
-    """Number of worker processes. If `workers` is None: all cores but one, at most 16, or none if pixels are cached."""
+    """Number of worker processes. If `workers` is None: all cores but one, at most 16, or none if pixels are cached.
+
+    Processes that torchrun has started on this machine divide its cores.
+    """
     if workers is not None:
         return workers
-    return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
+    return 0 if cache != "none" else min(16, max(1, available_cores() // distributed.local_processes() - 1))
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:

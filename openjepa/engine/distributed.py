@@ -56,6 +56,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
 
 
+def local_processes() -> int:
+    """Number of the processes on this machine that a launcher says it has started; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+
+
 def restarts() -> int:
     """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -55,12 +55,18 @@ def build_method(
     return _built(config.method, _surroundings(config, view, sampler, shapes))
 
 
+def microbatch(config: RunConfig) -> int:
+    """Images per forward and backward of one process."""
+    return config.optim.microbatch_size or config.optim.batch_size // distributed.world_size()
+
+
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
     """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
-    images = config.optim.microbatch_size or config.optim.batch_size
-    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
+    return _counted(
+        config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config)
+    )
 
 
 @lru_cache(maxsize=32)
@@ -214,13 +220,12 @@ def introduce(
 
     Raises Refusal if the estimated memory is far more than the device has.
     """
-    micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
     needs = estimate(method, costs, device, precision)
-    remarks += _memory(needs, micro, device)
+    remarks += _memory(needs, microbatch(config), device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",

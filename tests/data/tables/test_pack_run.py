@@ -149,7 +149,7 @@ def test_a_torn_line_and_a_lost_shard_are_mended(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pack_run, "write_records", full)
     with pytest.raises(OSError, match="No space left"):
         packed(folder, shards)
-    with pytest.raises(Refusal, match=r"shards is not complete; repeat the `openjepa data pack` that was stopped there"):
+    with pytest.raises(Refusal, match=r"shards is not complete; repeat the `openjepa data pack` that was stopped"):
         opened(shards)
     monkeypatch.undo()
     journal = shards / ".packing.jsonl"

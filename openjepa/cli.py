@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train an encoder on your images",
     "recipes": "the named runs that train starts from, or all settings of one",
     "launch slurm": "train on the nodes of a cluster with Slurm",
+    "runs": "which runs train, are finished or stuck, and how far they are",
     "evaluate": "k-NN and linear probes of an encoder",
     "visualize": "pictures of what an encoder has learned",
     "report": "one HTML file on one run or several",

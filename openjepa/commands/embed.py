@@ -90,13 +90,15 @@ def embed(argv: Sequence[str], prog: str) -> None:
     check_output(options.output)
     for remark in _idle(given_settings(argv)):
         say(f"note: {remark}")
+    from openjepa.engine import distributed
     from openjepa.inference.embedding.embedding_run import embed_dataset
 
-    with _terminated():
+    # the processes only exchange words, and may wait long while the main process puts a large table together
+    with _terminated(), distributed.joined("cpu", distributed.PATIENT_SECONDS):
         embedded = embed_dataset(
             options.subject, data, options.embedding, options.output, again=options.again, started=started, say=say
         )
-    _print(embedded)
+        _print(embedded)
 
 
 def _idle(given: Collection[str]) -> list[str]:

@@ -236,7 +236,8 @@ class Moving:
         else:
             self._rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
             self._rows.copy_(rows, non_blocking=True)
-            self._event.record()
+            # of the rows' own GPU, which need not be the current one
+            self._event.record(torch.cuda.current_stream(rows.device))
 
     def arrived(self) -> Shaped[Tensor, "B *shape"]:
         """The rows on the CPU. Waits until they have arrived."""

@@ -1,7 +1,8 @@
 """The processes of one run: how they join, their numbers, and sums, means and decisions over all of them.
 
 A launcher such as torchrun starts the processes. Every function also works in a single process, where it communicates nothing.
-A function that communicates must be called by all processes in the same order, or all of them wait for ever.
+A function that communicates must be called by all processes in the same order, or all of them wait for ever. A thread beside
+the training therefore communicates in a `group` of its own.
 """
 
 import contextlib
@@ -84,18 +85,18 @@ def is_main() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
-    the others, in the first meeting and in every collective. Raises Refusal if the others cannot be found, or if they run other
-    versions of Python, torch or openjepa. If several processes raise Refusal in the block, only the first of them tells it: the
-    others raise RepeatedRefusal.
+    the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
+    be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
+    the first of them tells it: the others raise RepeatedRefusal.
     """
     if launched() == 1 or is_active():
         yield
         return
-    _join(device, timeout_seconds)
+    _join(torch.device(device), timeout_seconds)
     with contextlib.ExitStack() as block:
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
@@ -124,12 +125,12 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
     global _store
-    limit = timedelta(seconds=timeout_seconds)
+    meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
     try:
-        _store, number, processes = next(rendezvous("env://", timeout=limit))
+        _store, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
-            timeout=limit,
+            timeout=timedelta(seconds=timeout_seconds),
             store=_store,
             rank=number,
             world_size=processes,
@@ -138,7 +139,7 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
     except (dist.DistError, TimeoutError) as error:
         here = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Refusal(
-            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {timeout_seconds:g} s: "
+            f"process {os.environ['RANK']} of {launched()} did not find the others at {here} within {meeting_seconds:g} s: "
             f"are all of them started, and is the port open between the machines? ({error})"
         ) from error
 
@@ -303,12 +304,17 @@ def largest_over_ranks(values: Sequence[float]) -> list[float]:
     return found.tolist()
 
 
-def gathered(value: Result) -> list[Result]:
+def own_group(timeout_seconds: float = TIMEOUT_SECONDS) -> dist.ProcessGroup | None:
+    """A second group of all processes, on the CPU, for a thread. All processes must call this. None in a single process."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if is_active() else None
+
+
+def gathered(value: Result, group: dist.ProcessGroup | None = None) -> list[Result]:
     """The `value` of each process, in their order. It must be possible to pickle it."""
     found: list[Any] = [None] * world_size()
     if not is_active():
         return [value]
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 
@@ -318,7 +324,7 @@ def barrier() -> None:
         dist.all_reduce(torch.zeros(1))  # on the CPU: a barrier of NCCL would also wait for the GPU
 
 
-def from_main(make: Callable[[], Result]) -> Result:
+def from_main(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """What `make` returns in the main process, which alone calls it; the others get a pickled copy.
 
     An error of `make` is raised in all processes: the same error in the main process, a RepeatedRefusal in the others.
@@ -332,7 +338,7 @@ def from_main(make: Callable[[], Result]) -> Result:
             sent[0] = make()
         except Exception as error:
             failure, sent[1] = error, str(error) or type(error).__name__
-    dist.broadcast_object_list(sent, src=0)
+    dist.broadcast_object_list(sent, src=0, group=group)
     if failure is not None:
         raise failure
     if sent[1] is not None:
@@ -340,7 +346,7 @@ def from_main(make: Callable[[], Result]) -> Result:
     return sent[0]  # type: ignore[no-any-return]
 
 
-def in_all(make: Callable[[], Result]) -> Result:
+def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """What `make` returns here. If it fails in any process, it fails in all: with its own error there, a refusal elsewhere.
 
     Without this, the processes in which it works would wait for those that have ended.
@@ -353,7 +359,7 @@ def in_all(make: Callable[[], Result]) -> Result:
         result = make()
     except Exception as error:
         failure = error
-    failures = gathered(None if failure is None else str(failure) or type(failure).__name__)
+    failures = gathered(None if failure is None else str(failure) or type(failure).__name__, group)
     if failure is not None:
         raise failure
     first = next((number for number, words in enumerate(failures) if words is not None), None)

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 from openjepa.config import number, readable
+from openjepa.engine.run_states import RUN_FILES
 from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
 from openjepa.system.shared_files import is_taken
 
-RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 MAX_TEXT = 400
 MAX_SKIPPED_SHOWN = 100
 MAX_JSON_BYTES = 4_000_000

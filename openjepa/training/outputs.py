@@ -11,7 +11,7 @@ import torch
 from openjepa.config import read_object
 from openjepa.data.source import Splits
 from openjepa.engine import distributed
-from openjepa.engine.checkpoint import TrainerState
+from openjepa.engine.checkpoint import TrainerState, whole_state
 from openjepa.engine.costs import StepCosts
 from openjepa.engine.device import peak_memory
 from openjepa.engine.run_folder import RunFolder, environment
@@ -69,25 +69,31 @@ class Outputs:
     def begin(self, state: TrainerState) -> None:
         """Writes environment.json and summary.json. Before the first step also exports the initial encoder, for probes.
 
-        A run that is already at its end takes no step, so its files stay as they are.
+        A run that is already at its end takes no step, so its files stay as they are. All processes call it together.
         """
         if state.step > 0:  # the starting weights of the first session are not read again
             self._start = (read_object(self._folder.path / "environment.json") or {}).get("init", {})
-        if not distributed.is_main() or self._is_last(state):
+        if self._is_last(state):
             return
-        self._folder.write_json("environment.json", self._environment(state))
+        distributed.from_main(lambda: self._folder.write_json("environment.json", self._environment(state)))
         self._write_summary("running", state, None)
         if state.step == 0:  # replaces an older one, since a run that failed before its first step may have had other settings
-            save_network(self._folder.path / "encoder_initial", self._exports(state)["encoder"], alone=True)
+            self._save("encoder_initial", self._exports(state)["encoder"])
 
     def export(self, state: TrainerState) -> None:
-        """Exports the networks as they are now. Also writes the summary, except after the last step, where `finish` does it."""
-        if not distributed.is_main():
-            return
+        """Exports the networks as they are now. Also writes the summary, except after the last step, where `finish` does it.
+
+        All processes call it together: each may hold a part of the networks. The main process writes.
+        """
         for name, export in self._exports(state).items():
-            save_network(self._folder.path / name, export, alone=True)  # the run folder is locked
+            self._save(name, export)
         if not self._is_last(state):
             self._write_summary("running", state, None)
+
+    def _save(self, name: str, export: Export) -> None:
+        weights = whole_state(export.module)
+        # the run folder is locked
+        distributed.from_main(lambda: save_network(self._folder.path / name, export, alone=True, weights=weights))
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
@@ -104,8 +110,7 @@ class Outputs:
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
         """Writes the last summary. `status`: finished or interrupted."""
-        if distributed.is_main():
-            self._write_summary(status, state, monitor)
+        self._write_summary(status, state, monitor)
 
     def _is_last(self, state: TrainerState) -> bool:
         return bool(state.step >= self._total_steps)
@@ -143,7 +148,7 @@ class Outputs:
             error="",
             **_judgment(monitor),
         )
-        self._folder.write_json("summary.json", summary.content())
+        distributed.from_main(lambda: self._folder.write_json("summary.json", summary.content()))
         self._last = summary
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from openjepa.config import read_object, typed
 from openjepa.models.predictor import Predictor, build_predictor
@@ -48,20 +48,21 @@ NetworkType = TypeVar("NetworkType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType", EncoderConfig, PredictorConfig)
 
 
-def save_network(folder: Path, export: Export, alone: bool = False) -> None:
+def save_network(folder: Path, export: Export, alone: bool = False, weights: Mapping[str, Tensor] | None = None) -> None:
     """Writes a network to `folder` in fp32. The folder is replaced atomically, so that readers always see a complete one.
 
-    `alone` has the same meaning as for `whole_folder`.
+    `alone` has the same meaning as for `whole_folder`. `weights`: the network's weights, if the module itself may hold only a
+    part of them (`engine.checkpoint.whole_state`).
     """
     config = _config_entries(export)
     with whole_folder(folder, alone) as unfinished:
-        _write_files(unfinished, config, export.module, "float32")
+        _write_files(unfinished, config, export.module.state_dict() if weights is None else weights, "float32")
 
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
     """Writes the encoder into an existing folder, and the predictor into `predictor/` inside it. Returns remarks."""
     encoder = Export(networks.config, networks.encoder, _step(networks.training))
-    _write_files(folder, _config_entries(encoder), networks.encoder, dtype)
+    _write_files(folder, _config_entries(encoder), networks.encoder.state_dict(), dtype)
     write_predictor(folder, networks, dtype)
     return []
 
@@ -73,7 +74,7 @@ def write_predictor(folder: Path, networks: Networks, dtype: str) -> None:
     place = folder / PREDICTOR_FOLDER
     place.mkdir()
     export = Export(networks.predictor_config, networks.predictor, networks.predictor_extra)
-    _write_files(place, _config_entries(export), networks.predictor, dtype)
+    _write_files(place, _config_entries(export), networks.predictor.state_dict(), dtype)
 
 
 def read_predictor(folder: Path, choice: WeightsChoice) -> tuple[Predictor | None, PredictorConfig | None, dict[str, Any]]:
@@ -94,8 +95,8 @@ def _config_entries(export: Export) -> dict[str, Any]:
     return {"format": name, "version": VERSION, **dataclasses.asdict(export.config), **_only_new(export)}
 
 
-def _write_files(folder: Path, config: dict[str, Any], module: nn.Module, dtype: str) -> None:
-    save_file(stored(module.state_dict(), dtype), folder / WEIGHTS_FILE)
+def _write_files(folder: Path, config: dict[str, Any], weights: Mapping[str, Tensor], dtype: str) -> None:
+    save_file(stored(weights, dtype), folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 

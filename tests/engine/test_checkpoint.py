@@ -1,38 +1,32 @@
 """A checkpoint comes back bit for bit, a broken one is passed over, and no kill leaves half of one behind."""
 
+import errno
 import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
-from torch import nn
 
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
-from openjepa.engine.optimizer import build_optimizer
-from openjepa.settings.run import OptimizationSettings
-from openjepa.types import LoaderPosition, ParameterRule
-
-RULES = (
-    ParameterRule(matches=lambda name, value: value.ndim == 1, decay=False),
-    ParameterRule(matches=lambda name, value: True, decay=True),
+from openjepa.engine import checkpoint, checkpoint_files
+from openjepa.engine.checkpoint import (
+    CheckpointWriter,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    set_broken_aside,
 )
-
-
-def make(seed: int) -> tuple[nn.Module, torch.optim.AdamW]:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
-    model[2].requires_grad_(False)  # a frozen teacher is saved too, but never optimized
-    return model, build_optimizer(model.named_parameters(), RULES, OptimizationSettings())
-
-
-def step(model: nn.Module, optimizer: torch.optim.AdamW, seed: int) -> None:
-    optimizer.zero_grad()
-    model(torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
-    optimizer.step()
-
-
-def state_at(number: int) -> TrainerState:
-    return TrainerState(step=number, position=LoaderPosition(1, 2), images_seen=7, seconds=1.5, samples_skipped=3)
+from openjepa.engine.checkpoint_files import KEPT_FREE_BYTES
+from openjepa.refusals import Refusal
+from tests.helpers.checkpoints import copies, equal, loaded, make, opened_by, state_at, step
+from tests.helpers.processes import in_process
 
 
 def test_training_goes_on_bitwise_equal_after_a_reload(tmp_path: Path) -> None:
@@ -130,3 +124,198 @@ def test_two_newest_and_every_kth_are_kept(tmp_path: Path) -> None:
     for number in range(1, 8):
         save_checkpoint(tmp_path, model, optimizer, state_at(number), keep_every=3)
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7]
+
+
+# ----------------------------------------------------------------------------------------- written beside the training
+
+
+def test_a_slow_write_holds_the_values_at_the_save_while_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def opened(path: Path, mode: str) -> IO[Any]:
+        assert go.wait(30)
+        return path.open(mode)
+
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    with CheckpointWriter(tmp_path, model, optimizer) as writer:
+        for number in (1, 2):  # the second uses the same copies in memory
+            expected = copies(model, optimizer)
+            opened_by(monkeypatch, opened)
+            path = writer.save(state_at(number))
+            optimizer.param_groups[0]["lr"] = 0.125 * number
+            for seed in range(1, 4):
+                step(model, optimizer, seed)
+            assert not path.exists() and not equal(expected, copies(model, optimizer))
+            go.set()
+            writer.finish()
+            go.clear()
+            monkeypatch.undo()
+            assert equal(expected, loaded(path)) and read_state(path) == state_at(number)
+        assert latest_checkpoint(tmp_path) == path
+    other, other_optimizer = make(1)
+    load_checkpoint(path, other, other_optimizer)
+    assert other_optimizer.param_groups[0]["lr"] == 0.125  # set before the second save; the later one is not in it
+
+
+def test_leaving_the_block_waits_for_the_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    model, optimizer = make(0)
+    with pytest.raises(KeyError), CheckpointWriter(tmp_path, model, optimizer) as writer:
+        path = writer.save(state_at(1))
+        raise KeyError
+    assert latest_checkpoint(tmp_path) == path and not caplog.text
+    with CheckpointWriter(tmp_path, model, optimizer) as writer:
+        assert writer.save(state_at(1)) == path  # it is there already
+        assert latest_checkpoint(tmp_path) == writer.save(state_at(2)).with_name("step_00000001")
+
+
+# --------------------------------------------------------------------------------------------------------------- disks
+
+
+def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    good = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+    (tmp_path / ".writing-step_00000002").mkdir()  # a killed process left it; it may hold the room that is needed
+    needed = sum(value.nbytes for value in copies(model, optimizer).values())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + KEPT_FREE_BYTES - 1))
+    with CheckpointWriter(tmp_path, model, optimizer) as writer:
+        with pytest.raises(
+            Refusal, match=rf"{tmp_path} has 67.1 MB free, and step_00000002 needs {needed} bytes.*step_00000001"
+        ):
+            writer.save(state_at(2))
+        assert list(tmp_path.iterdir()) == [good]
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + KEPT_FREE_BYTES))
+        writer.save(state_at(2))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000002"
+
+
+@pytest.mark.parametrize("what", ["0.distcp", ".metadata.tmp", "trainer.json", "manifest.json"])
+def test_a_disk_that_fills_during_the_write_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    good = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+    expected = loaded(good)
+    usual = Path.open
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> IO[Any]:
+        return usual(Path("/dev/full") if path.name.endswith(what) else path, *arguments, **named)  # the system's own error
+
+    monkeypatch.setattr(Path, "open", opened)
+    with CheckpointWriter(tmp_path, model, optimizer) as writer:
+        path = writer.save(state_at(2))
+        with pytest.raises(
+            Refusal, match=f"{path} could not be written: {os.strerror(errno.ENOSPC)}.*step_00000001, is as it was"
+        ):
+            writer.save(state_at(3))
+        monkeypatch.undo()
+        assert list(tmp_path.iterdir()) == [good] and equal(loaded(good), expected)
+        writer.finish()  # the error was told once
+        writer.save(state_at(3))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000003"
+
+
+def test_an_error_of_the_write_does_not_hide_that_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = make(0)
+    full = Path("/dev/full")
+    opened_by(monkeypatch, lambda path, mode: full.open(mode))
+    with pytest.raises(KeyError), CheckpointWriter(tmp_path, model, optimizer) as writer:
+        writer.save(state_at(1))
+        raise KeyError
+    assert os.strerror(errno.ENOSPC) in caplog.text and "there is no earlier one" in caplog.text
+    with pytest.raises(Refusal, match="No space"), CheckpointWriter(tmp_path, model, optimizer) as writer:
+        writer.save(state_at(1))
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+
+
+class Dying:
+    """A file that ends its process in the middle of a write."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        if self._stream.tell() > 2000:
+            self._stream.write(data[: len(data) // 2])
+            self._stream.flush()
+            os._exit(9)
+        return self._stream.write(data)
+
+    def __enter__(self) -> "Dying":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _die(*_: object, **__: object) -> None:
+    os._exit(9)
+
+
+STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "folder made": lambda patch: patch.setattr(checkpoint, "save_tensors", _die),
+    "amid tensors": lambda patch: opened_by(patch, lambda path, mode: Dying(path.open(mode))),  # type: ignore[return-value]
+    "tensors written": lambda patch: patch.setattr(checkpoint, "checksums", _die),
+    "before the manifest": lambda patch: patch.setattr(checkpoint, "write_manifest", _die),
+    "manifest written": lambda patch: patch.setattr(checkpoint_files, "flush_folder", _die),
+    "before the name": lambda patch: patch.setattr(Path, "replace", _die),
+    "named": lambda patch: patch.setattr(checkpoint, "flush_folder", _die),
+    "before pruning": lambda patch: patch.setattr(checkpoint, "prune", _die),
+    "amid pruning": lambda patch: patch.setattr(shutil, "rmtree", _die),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_at_any_moment_leaves_a_whole_newest_checkpoint(tmp_path: Path, stage: str) -> None:
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    before = [save_checkpoint(tmp_path, model, optimizer, state_at(number)) for number in (1, 2)][-1]
+    old = loaded(before)
+    step(model, optimizer, 1)
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patch, CheckpointWriter(tmp_path, model, optimizer) as writer:
+            STAGES[stage](patch)
+            writer.save(state_at(3))
+
+    process = in_process(work)
+    process.join(30)
+    assert process.exitcode == 9
+    is_named = stage in ("named", "before pruning", "amid pruning")
+    found = latest_checkpoint(tmp_path)
+    assert found == (tmp_path / "step_00000003" if is_named else before)
+    assert equal(loaded(found), copies(model, optimizer) if is_named else old)
+    path = save_checkpoint(tmp_path, model, optimizer, state_at(4))
+    assert sorted(tmp_path.iterdir()) == [found, path]  # nothing is left of the kill
+
+
+# --------------------------------------------------------------------------------------------------- clocks, hosts, time
+
+
+def test_clocks_times_of_files_and_names_of_hosts_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = make(0)
+    paths = [save_checkpoint(tmp_path, model, optimizer, state_at(1))]
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # the clock was set back
+    paths.append(save_checkpoint(tmp_path, model, optimizer, state_at(2)))
+    for first, second in ((10**9, 2 * 10**9), (4 * 10**9, 10**8)):  # also into the future
+        for path, moment in zip(paths, (first, second), strict=True):
+            for file in [path, *path.rglob("*")]:
+                os.utime(file, (moment, moment))
+        assert latest_checkpoint(tmp_path) == paths[1]
+        set_broken_aside(tmp_path, paths[1])
+    paths.append(save_checkpoint(tmp_path, model, optimizer, state_at(3)))
+    assert sorted(tmp_path.iterdir()) == paths[1:]  # the oldest by its step was removed

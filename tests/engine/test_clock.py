@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from openjepa.engine import checkpoint, clock
+from openjepa.engine import clock
+from openjepa.engine.checkpoint_files import write_manifest
 from openjepa.engine.clock import LoopClock
 from openjepa.experiments.ablation_tables import RunResult, tables
 from openjepa.records import seconds_of_steps
@@ -241,7 +242,7 @@ def test_a_checkpoint_that_lacks_the_seconds_of_steps_gets_them_from_the_log(
     state = json.loads((saved / "trainer.json").read_text())
     del state["step_seconds"]
     (saved / "trainer.json").write_text(json.dumps(state | {"seconds": 100.0}))
-    checkpoint._write_manifest(saved)
+    write_manifest(saved, {})
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(json.dumps({"kind": "train", "step": 1, "images": 8, "images_per_second": 0.1}) + "\n")
     run = train(replace(config, monitor=replace(config.monitor, every=0)))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from openjepa.engine import checkpoint
+from openjepa.engine.checkpoint_files import write_manifest
 from openjepa.engine.run_folder import RunFolder
 from openjepa.experiments.energies import bench_energy
 from openjepa.methods import mae
@@ -109,7 +110,7 @@ def test_a_checkpoint_of_an_older_version_is_continued(interrupted: RunConfig, t
     state = json.loads((saved / "trainer.json").read_text())
     assert state.pop("identity")["total_steps"] == 4
     (saved / "trainer.json").write_text(json.dumps(state))
-    checkpoint._write_manifest(saved)
+    write_manifest(saved, {})
     run = train(interrupted)
     reference = train(small_config(images, tmp_path / "reference"))
     assert run is not None and reference is not None

@@ -10,6 +10,7 @@ import torch
 
 from openjepa.config import number, read_object, readable, typed
 from openjepa.engine import checkpoint
+from openjepa.engine.checkpoint_files import write_manifest
 from openjepa.engine.run_folder import RunLog, logged_step_seconds, logged_steps, open_run_folder
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
@@ -92,7 +93,7 @@ def test_a_manifest_of_anything_but_sizes_and_checksums(value: object, run: Path
 def test_the_state_of_the_trainer(content: bytes, message: str, finished: RunConfig, run: Path) -> None:
     folder = run / "checkpoints" / "step_00000002"
     (folder / "trainer.json").write_bytes(content)
-    checkpoint._write_manifest(folder)  # of the damaged file, so that its checksum is right
+    write_manifest(folder, {})  # of the damaged file, so that its checksum is right
     with pytest.raises(Refusal, match=rf"trainer\.json {message}|trainer\.json is damaged: {message}"):
         again(finished, run)
 

@@ -7,12 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from openjepa.config import difference, load_run_config, readable_object, to_dict
 from openjepa.data.folders.folder import left_out_folders as other_folders
@@ -234,16 +233,15 @@ def _hash(source: Source) -> str:
         return source_hash(source)[:12]
     digest = hashlib.sha256(f"{len(source)} {source.num_records}".encode())
     for record in islice(source.read_shard(0), 1):
-        digest.update(record.name.encode(errors="surrogateescape") + record.data)
+        digest.update(record.name.encode(errors="surrogateescape"))
+        with suppress(ValueError, OSError):
+            digest.update(record.read())
     return digest.hexdigest()[:12]
 
 
 def load_on_device(subject: Path | str, settings: EmbedSettings) -> Encoder:
     """Loads the encoder onto its device and sets the threads. Raises Refusal if it is missing or does not fit the settings."""
-    name, processes = settings.device, local_processes()
-    if name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    device = resolve_device(name, "--device")
+    device, processes = resolve_device(settings.device, "--device"), local_processes()
     if settings.threads is not None or processes > 1:
         set_threads(settings.threads or max(1, available_cores() // processes))
     choice = WeightsChoice(encoder=settings.encoder, heads=settings.heads, predictor=False)

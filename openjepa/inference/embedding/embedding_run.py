@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from openjepa.engine import distributed
 from openjepa.inference.embedding.compute import Computation, Watch, can_pack, choose_decoders, pack_encoder, records_of
 from openjepa.inference.embedding.embed_plan import (
     EmbeddedImages,
@@ -48,7 +49,7 @@ class Embedded:
     rows_by_split: dict[str, int] = field(default_factory=dict)
     """Number of rows of each split; empty if another process put the table together."""
     num_images: int = 0
-    """Number of images that this process has embedded."""
+    """Number of images that this process has embedded; with processes that have joined, the number that all of them have."""
     seconds: float = 0.0
     """Time from the first image until the table was finished, without loading the encoder."""
 
@@ -75,9 +76,10 @@ def embed_dataset(
     `started`: when the command began, in seconds since 1970; what is newer was made by a sibling process and is not made again.
     `say`: called with a line about each step.
 
-    Any number of processes may run with the same arguments: they share the work. The same call continues one that was stopped,
-    and the table is bitwise the same. Raises Refusal if settings cannot work, if a table or its parts were made of other
-    images, weights or settings, and at the end if too many images cannot be read.
+    Any number of processes may run with the same arguments: they share the work. Processes that have joined
+    (`engine.distributed`) let the main one begin and put the table together, and return the same. The same call continues one
+    that was stopped, and the table is bitwise the same. Raises Refusal if settings cannot work, if a table or its parts were
+    made of other images, weights or settings, and at the end if too many images cannot be read.
     """
     started = time.time() if started is None else started
     output = Path(output).expanduser()
@@ -101,13 +103,22 @@ def embed_dataset(
             "overwritten in place since, it has the features of the old ones (--again embeds all anew)"
         )
         plan = replace(plan, manifest=replace(plan.manifest, files=""))  # features may be of older files
-    claim = begin_parts(plan, parts, output, again, started)
-    if claim is None:
+    claim: Claim | None = None
+
+    def begin() -> bool:
+        nonlocal claim
+        claim = begin_parts(plan, parts, output, again, started)
+        return claim is not None
+
+    if not distributed.from_main(begin):
         return Embedded(output=output, status="there already", manifest=finished_manifest(output) or plan.manifest)
+    if not distributed.is_main():
+        claim = begin_parts(plan, parts, output, False, started)  # goes on with what the main process has begun
     try:
         return _work(encoder, plan, parts, images, settings, output, say)
     finally:
-        claim.release()
+        if claim is not None:
+            claim.release()
 
 
 def begin_parts(plan: EmbedPlan, parts: PartsFolder, output: Path, again: bool, started: float) -> Claim | None:
@@ -188,13 +199,14 @@ def _work(
         computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
         try:
             _compute(computation, plan, parts, watch)
-            rows = _put_together(plan, parts, output, settings)
+            rows, manifest = distributed.from_main(
+                lambda: (_put_together(plan, parts, output, settings), finished_manifest(output))
+            )
         except KeyboardInterrupt:
             kept = f"{len(parts.done()):,} of {len(plan.parts):,} parts are done and kept in {parts.path}"
             say(f"{kept}: the same command (without --again) goes on" if parts.exists() else f"{output} is complete")
             raise
         seconds = time.monotonic() - begun
-    manifest = finished_manifest(output)
     if manifest is None:
         raise Refusal(f"{output} was removed while it was being made, and its parts too: repeat the command")
     return Embedded(
@@ -202,7 +214,7 @@ def _work(
         status="by another process" if rows is None else "written",
         manifest=manifest,
         rows_by_split=rows or {},
-        num_images=computation.num_images,
+        num_images=sum(distributed.gathered(computation.num_images)),
         seconds=seconds,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from openjepa.cli import main
 from openjepa.inference.embedding.compute import Computation
@@ -22,6 +25,7 @@ from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.system.shared_files import take
 from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stopped, uninterrupted, write_images
 from tests.helpers.processes import in_process
+from tests.helpers.ranks import on_ranks
 
 NUM_PARTS = 6
 
@@ -172,10 +176,42 @@ def test_parts_of_a_killed_process_are_taken_over_by_one_that_waits(
     first.join()
 
 
+def _ended(*words: object) -> object:
+    """The exit code of a command in one of several processes."""
+    try:
+        main(list(map(str, words)))
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def test_launched_processes_share_the_parts_and_the_first_one_speaks(
+    encoder: Path, images: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    output, ranks = tmp_path / "output", tmp_path / "ranks"
+    output.mkdir()
+    assert on_ranks(2, ranks, _ended, *arguments(encoder, images, output / "x.npy"), joined=False) == [0, 0]
+    names = ("x.npy", "x.csv", "x.json", "x.npy.skipped.jsonl")
+    assert digests(output) == {name: whole[name] for name in names}
+    first, second = ((ranks / f"rank{rank}.txt").read_text() for rank in range(2))
+    assert first.count("next: openjepa search") == 1 and second == ""
+    assert "images/s" in first and "by this process" not in first  # all images count, whoever embedded them
+
+
+def test_a_refusal_of_all_launched_processes_is_told_once(encoder: Path, images: Path, tmp_path: Path) -> None:
+    broken, ranks = tmp_path / "broken", tmp_path / "ranks"
+    shutil.copytree(encoder, broken)
+    network = load_file(broken / "model.safetensors")
+    save_file({name: value * torch.nan for name, value in network.items()}, broken / "model.safetensors")
+    assert on_ranks(2, ranks, _ended, *arguments(broken, images, tmp_path / "x.npy"), joined=False) == [2, 2]
+    said = "".join((ranks / f"rank{rank}.txt").read_text() for rank in range(2))
+    assert said.count("are not finite: probably") == said.count("openjepa:") == 1
+
+
 @pytest.mark.slow  # three processes import torch
 def test_torchrun_shares_the_work(encoder: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "openjepa"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openjepa"]
     done = subprocess.run(
         [*command, *arguments(encoder, images, output)], capture_output=True, text=True, timeout=120, check=False
     )

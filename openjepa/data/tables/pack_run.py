@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from openjepa.data.decode import decode_image, reason_of
 from openjepa.data.folders.folder import FolderSource
-from openjepa.data.passes import parallel_map
+from openjepa.data.loading.workers import parallel_map
 from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.data.tables.pack_plan import PackPlan, PlannedShard, make_plan
 from openjepa.data.tables.shard_files import TAR_BYTES_PER_FILE, WRITERS, PackedImage

@@ -1,6 +1,6 @@
 """Writes the pages that follow from the code, and the pages of the site.
 
-python -m docs.generate                    # writes docs/recipes.md, and the layers of docs/architecture.md
+python -m docs.generate                    # writes docs/recipes.md, layers in docs/architecture.md, docs/clusters/train.sbatch
 python -m docs.generate --site FOLDER      # writes all pages as the site shows them
 """
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from docs.layers import LAYERS
 from openjepa.commands.recipes import recipe_groups
+from openjepa.experiments.slurm import SlurmRun, job_script
 from openjepa.recipes import RECIPES, load_recipe
+from openjepa.settings.clusters import SlurmSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -79,8 +81,16 @@ def _first_sentence(part: str) -> str:
     return re.split(r"(?<=\.) ", words)[0]
 
 
-GENERATED = {"recipes.md": recipes_page, "architecture.md": architecture_page}
-"""The pages in docs/ that follow from the code."""
+def slurm_script() -> str:
+    """The text of docs/clusters/train.sbatch: a job of two nodes, as `openjepa launch slurm --print` shows it."""
+    setup = ("module load cuda", "source ~/openjepa/bin/activate")
+    settings = SlurmSettings(nodes=2, gpus_per_node=8, time="24:00:00", partition="gpu", setup=setup, python="python")
+    words = ("ijepa-vith14", "--data.path", "/data/imagenet")
+    return job_script(settings, "ijepa-vith14", [SlurmRun(Path("runs/ijepa-vith14"), words)])
+
+
+GENERATED = {"recipes.md": recipes_page, "architecture.md": architecture_page, "clusters/train.sbatch": slurm_script}
+"""The files in docs/ that follow from the code."""
 
 
 def pages() -> dict[str, str]:

@@ -29,6 +29,7 @@ examples:
 COMMANDS = {
     "quickstart": "train, evaluate and report on packaged scenes in minutes",
     "train": "train an encoder on your images",
+    "plan": "what a run needs on any number of GPUs: memory, time, data",
     "recipes": "the named runs that train starts from, or all settings of one",
     "launch slurm": "train on the nodes of a cluster with Slurm",
     "runs": "which runs train, are finished or stuck, and how far they are",

@@ -16,7 +16,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def lerp_(averages: Sequence[Tensor], targets: Sequence[Tensor], weight: float) -> None:
-    """averages <- averages + weight * (targets - averages), in place, in one kernel for all tensors."""
+    """averages <- averages + weight * (targets - averages), in place, in one kernel for all tensors.
+
+    Both may be divided over the processes (DTensor) in the same way. Each process then updates its own part.
+    """
     if hasattr(torch, "_foreach_lerp_"):
         torch._foreach_lerp_(list(averages), list(targets), weight)
         return

@@ -191,6 +191,8 @@ class EncoderOutput:
 
     patches: Float[Tensor, "B K D"]
     class_token: Float[Tensor, "B D"] | None = None
+    blocks: tuple[Float[Tensor, "B K D"], ...] = ()
+    """Outputs of the last blocks, before the final norm and without class token, if they were asked for."""
 
     def pooled(self, pooling: str) -> Float[Tensor, "B D"]:
         """One vector per image: the `average` of the patches, or the `class_token`.
@@ -202,6 +204,10 @@ class EncoderOutput:
         if self.class_token is None:
             raise ValueError(f"pooling={pooling!r} needs an encoder with a class token; this one has none: use 'average'")
         return self.class_token
+
+
+# FSDP2 must find the tensors that its networks return
+torch.export.register_dataclass(EncoderOutput)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.protocols import PROTOCOLS, evaluation_remarks, evaluation_settings, usual_protocols
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.console import plain_console
+from openjepa.system.console import plain_console, say
 
 EVALUATE_HELP = """Probes of an encoder, beside the same on the untrained encoder and on raw pixels. ENCODER: an encoder folder,
 a file of published weights, a Hugging Face folder or a name on the Hub.
@@ -31,6 +31,8 @@ examples:
   openjepa evaluate runs/mine --suite cached --data-root ~/datasets
   openjepa evaluate IN1K-vit.h.14-300e.pth.tar --suite paper \\
       --data-root ~/datasets
+  torchrun --nproc-per-node 8 -m openjepa evaluate runs/mine \\
+      --protocols linear-full finetune
 
 protocols (--protocols; {usual} unless said otherwise):
 {protocols}
@@ -101,8 +103,6 @@ def parse_evaluate(
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa evaluate`: probes an encoder."""
-    from openjepa.system.console import say
-
     options, data = parse_evaluate(argv, prog, *_evaluate_help(), check=check_evaluated)
     _check_evaluation_options(options, data is not None)
     options = replace(options, evaluation=with_current_names(options.evaluation, say))
@@ -110,26 +110,28 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
     unpooled = [name for name, entry in PROTOCOLS.items() if not entry.pools]
     for remark in evaluation_remarks(options.evaluation, _protocols(options), reads, unpooled):
         say(f"note: {remark}")
-    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
+    from openjepa.engine import distributed
+    from openjepa.engine.device import resolve_device
 
-    if options.suite is None:
-        results = evaluate_run(options.subject, options.evaluation, data, say)
-    else:
-        assert options.data_root is not None
-        results = evaluate_suite(
-            options.subject,
-            options.suite,
-            Path(options.data_root),
-            options.evaluation,
-            say,
-            print_row,
-            options.again,
-        )
-    print_results(results)
+    # one process may solve a probe for hours while the others wait
+    with distributed.joined(resolve_device(options.evaluation.device), distributed.PATIENT_SECONDS):
+        results = _evaluated(options, data)
+        print_results(results)
     if any(result.failed for result in results):
         sys.exit(1)
     if all(result.skipped is not None for result in results):
         sys.exit(2)
+
+
+def _evaluated(options: EvaluateOptions, data: DataSettings | None) -> list[Result]:
+    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
+
+    if options.suite is None:
+        return evaluate_run(options.subject, options.evaluation, data, say)
+    assert options.data_root is not None
+    return evaluate_suite(
+        options.subject, options.suite, Path(options.data_root), options.evaluation, say, print_row, options.again
+    )
 
 
 def _protocols(options: EvaluateOptions) -> set[str]:

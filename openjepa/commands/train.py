@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -114,6 +114,9 @@ class TrainOptions:
     system: SystemSettings = field(default_factory=SystemSettings)
 
 
+OptionsOfRun = TypeVar("OptionsOfRun", bound=TrainOptions)
+
+
 def train(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa train`: pretrains an encoder."""
     from openjepa.system.console import say
@@ -166,17 +169,30 @@ def _option_value(value: object) -> str:
 
 
 def parse_train(argv: Sequence[str], prog: str, description: str, details: str = "") -> tuple[RunConfig, TrainOptions]:
-    """The settings of the run that `openjepa train ...` describes, and its other options.
+    """`parse_run` for `openjepa train` itself."""
+    return parse_run(TrainOptions, argv, prog, description, details)
 
-    Prints help and exits if `argv` asks for it. Derived settings are None until `openjepa.settings.derived.resolve`. Raises
-    Refusal if an option, a recipe or a file cannot be used.
+
+def parse_run(
+    options_type: type[OptionsOfRun],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    details: str = "",
+    common: Sequence[str] = TRAIN_COMMON,
+) -> tuple[RunConfig, OptionsOfRun]:
+    """The settings of the run that the options of `openjepa train` describe, and the other options of a command.
+
+    `options_type`: TrainOptions or, for another command, a dataclass that adds its own options. `common`: the options that help
+    shows without --help-all. Prints help and exits if `argv` asks for it. Derived settings are None until
+    `openjepa.settings.derived.resolve`. Raises Refusal if an option, a recipe or a file cannot be used.
     """
     argv = with_long_names(argv)
-    argv = positionals_first(TrainOptions, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
+    argv = positionals_first(options_type, argv, is_needed=not {"config", "run.init"} & given_settings(argv))
     start = unless_help(argv, lambda: _starting_point(argv), lambda: load_recipe(SHOWN_RECIPE))
     config = without_overruled(select_components(start, argv), given_settings(argv))
-    defaults = TrainOptions(**{name: getattr(config, name) for name in _GROUPS})
-    options = parse(TrainOptions, argv, prog, description, defaults, details, TRAIN_COMMON)
+    defaults = options_type(**{name: getattr(config, name) for name in _GROUPS})
+    options = parse(options_type, argv, prog, description, defaults, details, common)
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
 
 

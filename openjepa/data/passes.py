@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,10 +32,13 @@ from openjepa.data.views import (
     is_mirrored,
     resize,
 )
+from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.system.machine import available_cores
 from openjepa.types import Skipped, ViewSpec
+
+Task = TypeVar("Task")
 
 EVALUATION_CHUNK = 64
 """Number of images per task of a worker, for evaluation views."""
@@ -115,6 +120,19 @@ def evaluation_batches(
         yield EvalBatch(images, labels, numbers)
     if unreadable is None:
         _warn(found, len(indices), "to be evaluated")
+
+
+def shared_evaluation_batches(
+    source: ListSource, image_size: tuple[int, int], batch_size: int, workers: int, *, fit: str, first: int
+) -> Iterator[EvalBatch]:
+    """`evaluation_batches` without labels, of which each process that has joined gets every N-th.
+
+    Batches are taken from `batch_size` records, readable or not. All processes get equally many, and some may be empty.
+    """
+    reader, records = _EvaluationReader(source, image_size, fit), np.arange(first, len(source))
+    own = _own_pieces(reader, lambda piece: list(_chunks(piece, EVALUATION_CHUNK)), records, batch_size, workers, image_size)
+    for images, numbers, _ in own:
+        yield EvalBatch(images, None, torch.from_numpy(numbers))
 
 
 @dataclass(frozen=True)
@@ -227,6 +245,16 @@ class AugmentedBatch:
     """Indices of the records in the source."""
 
 
+@dataclass(frozen=True)
+class SharedPass:
+    """How processes that have joined make one pass together."""
+
+    rows: Callable[[UInt8[Tensor, "n 3 h w"]], Tensor]
+    """From the images that this process has decoded to the rows of all processes, in their order: images or features."""
+    piece: int
+    """Number of records that each process decodes at a time."""
+
+
 def augmented_batches(
     views: LabeledViews,
     batch_size: int,
@@ -236,21 +264,34 @@ def augmented_batches(
     rows: NDArray[np.int64] | None = None,
     drop_last: bool = True,
     unreadable: list[Skipped] | None = None,
+    together: SharedPass | None = None,
 ) -> Iterator[AugmentedBatch]:
     """One pass over the records `rows` (None means all). Their order and crops depend only on (seed, epoch).
 
     Records that cannot be read are left out, so a pass may be shorter than the number of records suggests. They are added to
     `unreadable` when they are found. If that is None, a warning at the end of epoch 0 gives their number. If `drop_last`, a
     last batch that is not full is dropped, unless it is the only one.
+
+    `together`: all processes get the batches that a single one would get, and each decodes a share of the records. The images
+    of a batch are then what `together.rows` makes of them, also in a single process.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]
-    tasks = ((seed, epoch, chunk) for chunk in _chunks(order, TRAINING_CHUNK))
     found: list[Skipped] = [] if unreadable is None else unreadable
-    pieces = _readable(parallel_map(views, tasks, workers, _ahead(batch_size, TRAINING_CHUNK)), found)
+
+    def tasks_of(records: NDArray[np.int64]) -> list[tuple[int, int, NDArray[np.int64]]]:
+        return [(seed, epoch, chunk) for chunk in _chunks(records, TRAINING_CHUNK)]
+
+    is_shared = together is not None and distributed.world_size() > 1
+    if together is not None and is_shared:
+        own = _own_pieces(views, tasks_of, order, together.piece, workers, views.view.size)
+        pieces = _pieces_of_all(own, together.rows, found)
+    else:
+        pieces = _readable(parallel_map(views, tasks_of(order), workers, _ahead(batch_size, TRAINING_CHUNK)), found)
     for images, indices in rebatched(pieces, batch_size, drop_last):
-        yield AugmentedBatch(images, torch.from_numpy(views.labels[indices.numpy()]), indices)
-    if unreadable is None and epoch == 0:
+        made = images if together is None or is_shared else together.rows(images)
+        yield AugmentedBatch(made, torch.from_numpy(views.labels[indices.numpy()]), indices)
+    if unreadable is None and epoch == 0 and distributed.is_main():
         _warn(found, len(order), "to train on")
 
 
@@ -273,6 +314,35 @@ def _readable(pieces: Iterable[Piece], unreadable: list[Skipped]) -> Iterator[tu
         yield images, torch.from_numpy(numbers)
 
 
+def _own_pieces(
+    function: Callable[[Task], Piece],
+    tasks_of: Callable[[NDArray[np.int64]], Sequence[Task]],
+    records: NDArray[np.int64],
+    size: int,
+    workers: int,
+    image_size: tuple[int, int],
+) -> Iterator[Piece]:
+    """Every N-th piece of `size` records, for each of N processes equally many. `tasks_of`: the tasks of `function` for one."""
+    processes, rank = distributed.world_size(), distributed.rank()
+    starts = [(turn + rank) * size for turn in range(0, -(-len(records) // size), processes)]
+    own = [tasks_of(records[start : start + size]) for start in starts]
+    done = parallel_map(function, chain.from_iterable(own), workers, 2 * max(map(len, own), default=0))
+    nothing: Piece = torch.empty((0, 3, *image_size), dtype=torch.uint8), records[:0], []
+    for tasks in own:
+        images, numbers, failed = zip(nothing, *islice(done, len(tasks)), strict=True)
+        yield torch.cat(images), np.concatenate(numbers), list(chain.from_iterable(failed))
+
+
+def _pieces_of_all(
+    own: Iterable[Piece], rows: Callable[[Tensor], Tensor], unreadable: list[Skipped]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `_readable`, for the pieces of all processes. `own`: those of this one. `rows`: as in `SharedPass`."""
+    for images, numbers, failed in own:
+        made, of_all = rows(images), distributed.gathered((numbers, failed))
+        unreadable.extend(chain.from_iterable(some for _, some in of_all))
+        yield made, torch.from_numpy(np.concatenate([part for part, _ in of_all]))
+
+
 def _warn(unreadable: list[Skipped], num_images: int, purpose: str) -> None:
     """Warns with the number of images that could not be read, if there are any."""
     if unreadable:
@@ -288,10 +358,13 @@ def _warn(unreadable: list[Skipped], num_images: int, purpose: str) -> None:
 
 
 def choose_workers(workers: int | None, cache: str = "none") -> int:
-    """Number of worker processes. If `workers` is None: all cores but one, at most 16, or none if pixels are cached."""
+    """Number of worker processes. If `workers` is None: all cores but one, at most 16, or none if pixels are cached.
+
+    Processes that torchrun has started on this machine divide its cores.
+    """
     if workers is not None:
         return workers
-    return 0 if cache != "none" else min(16, max(1, available_cores() - 1))
+    return 0 if cache != "none" else min(16, max(1, available_cores() // distributed.local_processes() - 1))
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:

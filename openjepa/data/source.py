@@ -98,7 +98,7 @@ class LabelMaps(ABC):
         """The maps of the records `indices`, in that order."""
 
 
-class Unread(ABC):
+class UnreadImage(ABC):
     """The image file of a record that is read only where it is used."""
 
     is_portable: bool
@@ -110,7 +110,7 @@ class Unread(ABC):
 
 
 @dataclass(frozen=True)
-class FilePart(Unread):
+class FilePart(UnreadImage):
     """An image file inside another file."""
 
     is_portable = True
@@ -139,7 +139,7 @@ class ShardRecord:
     """One sample of a shard."""
 
     name: str
-    data: bytes | Unread
+    data: bytes | UnreadImage
     """The encoded image file. Use `read` to get its bytes."""
     label: int | None = None
     problem: str | None = None
@@ -175,7 +175,7 @@ class ShardSource(ABC):
 
     @abstractmethod
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The records of a shard in their stored order. Does not read the image files of records that are `Unread`.
+        """The records of a shard in their stored order. Does not read the image files of records that are `UnreadImage`.
 
         All processes of a run must get the same records. What is damaged in the shard itself is a record with a problem. Raises
         OSError if the shard cannot be reached.

@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -53,7 +54,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
+from torch.futures import Future as TorchFuture
 
 from openjepa.config import read_object, typed
 from openjepa.engine import distributed
@@ -181,8 +184,13 @@ class CheckpointWriter:
                 self._stager.close()
 
     def _begin(self, final: Path, needed: int) -> Path | None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return None if final.exists() else begin_checkpoint(final, needed)
+        if final.exists():
+            return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return begin_checkpoint(final, needed)
+        except OSError as error:
+            raise write_failed(final, error) from error
 
     def _staged(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """A copy of `tensors` in the memory of the CPU, in the same place at every save."""
@@ -202,7 +210,8 @@ class CheckpointWriter:
         """Writes the part of this process and flushes it to disk. Returns the checksums of its files."""
         # not in a block that restores the filters, which other threads may have changed in between
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # a single process
-        place = FileSystemWriter(temporary / "tensors")
+        # nothing is copied ahead: the copies are made, and that code would use the first GPU in every process's thread
+        place = _PlainWriter(temporary / "tensors", per_thread_copy_ahead=0)
         try:
             save_tensors(tensors, storage_writer=place, process_group=self._group)
         except CheckpointException as errors:  # in all processes, if one fails
@@ -221,6 +230,19 @@ class CheckpointWriter:
         except OSError as error:
             raise write_failed(final, error) from error
         prune(self._folder, self._keep_every)
+
+
+class _PlainWriter(FileSystemWriter):
+    """Writes tensors, and raises the error of the disk itself, which torch hides behind one of its file format."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
 
 
 def save_checkpoint(

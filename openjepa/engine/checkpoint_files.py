@@ -55,7 +55,7 @@ def begin_checkpoint(final: Path, needed: int) -> Path:
 
 
 def write_failed(final: Path, error: OSError) -> Refusal:
-    """The refusal for an error of the disk while the checkpoint `final` was written, such as a full disk."""
+    """A refusal for an error of the disk, such as a full one, while the checkpoint `final` was written."""
     return Refusal(f"{final} could not be written: {error.strerror or error}. {_advice(final)}")
 
 

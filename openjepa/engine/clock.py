@@ -106,11 +106,11 @@ class LoopClock:
             self._timed.append((step, now))
         if steps < TIMED_STEPS or seconds < TIMED_SECONDS:
             return None
-        left = (self._total_steps - step) * seconds / steps
-        return left + self._aside_left(looks, left)
+        pace, steps_left = seconds / steps, self._total_steps - step
+        return pace * steps_left + self._aside_left(looks, steps_left, pace)
 
-    def _aside_left(self, looks: int, seconds: float) -> float:
-        """Seconds of looks and saves while steps take `seconds`. Each takes as long as the last, or as in earlier sessions."""
-        saves = 1 + seconds / self._save_seconds
+    def _aside_left(self, looks: int, steps: int, pace: float) -> float:
+        """Seconds of looks and saves in `steps` of `pace` seconds, each as long as the last, or as in earlier sessions."""
+        saves = 1 + steps * pace / max(self._save_seconds, pace)  # at most one a step
         save = self._costs.get("save", 0.0) + self._costs.get("export", 0.0)
         return looks * self._costs.get("look", self._look_before) + saves * save

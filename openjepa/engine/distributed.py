@@ -56,6 +56,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
 
 
+def local_processes() -> int:
+    """Number of the processes on this machine that a launcher says it has started; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+
+
 def restarts() -> int:
     """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -316,6 +321,20 @@ def gathered(value: Result, group: dist.ProcessGroup | None = None) -> list[Resu
         return [value]
     dist.all_gather_object(found, value, group=group)
     return found
+
+
+def gathered_in_main(value: Result) -> list[Result]:
+    """The `value` of each process, in their order, in the main process; an empty list in the others."""
+    if not is_active():
+        return [value]
+    found: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, found)
+    return found or []
+
+
+def own_range(number: int) -> range:
+    """The share of this process in 0, ..., `number` - 1: consecutive, and about as many as every other process has."""
+    return range(number * rank() // world_size(), number * (rank() + 1) // world_size())
 
 
 def barrier() -> None:

@@ -19,8 +19,9 @@ import torch
 
 import openjepa
 from openjepa.config import difference, load_run_config, log_lines, number, read_object, readable, save_yaml
+from openjepa.engine import distributed
 from openjepa.engine.device import device_name
-from openjepa.records import Environment, read_environment, seconds_of_steps
+from openjepa.records import Environment, read_environment, read_summary, seconds_of_steps
 from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
 from openjepa.system.console import HUB_MARK, this_command
@@ -51,8 +52,8 @@ class RunFolder:
     """An opened, locked run folder."""
 
     path: Path
-    lock: Claim
-    """Lock that is held until `close` or until the process ends."""
+    lock: Claim | None
+    """Lock that the main process holds until `close` or until it ends; None in the other processes."""
     notes: tuple[str, ...] = ()
     """Notes on what makes a continued run differ from an uninterrupted one, although it may be continued."""
 
@@ -67,17 +68,30 @@ class RunFolder:
             file.write_text(json.dumps(content, indent=1, default=str))
 
     def close(self) -> None:
-        """Releases the lock, so that another process can write here."""
-        self.lock.release()
+        """Releases the lock, so that another run can write here."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> RunFolder:
-    """Creates or reopens the folder of `config`, locks it and writes `config.yaml`.
+    """The folder of `config`, which the main process creates or reopens, locks and prepares for all processes.
 
     `fresh`: takes the next free name. Raises Refusal, with the difference, if the folder holds a run whose settings, device or
     precision could give other results, or if another process is writing. The settings of a run that has not taken a step are
     replaced.
     """
+    locks: list[Claim] = []
+
+    def prepare() -> tuple[Path, tuple[str, ...]]:
+        path, lock, notes = _prepared(config, fresh, device, precision)
+        locks.append(lock)
+        return path, notes
+
+    path, notes = distributed.from_main(prepare)
+    return RunFolder(path, locks[0] if locks else None, notes)
+
+
+def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> tuple[Path, Claim, tuple[str, ...]]:
     path = run_path(config)
     if fresh:
         path = _next_free(path)
@@ -86,8 +100,9 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
     notes: tuple[str, ...] = ()
     try:
         if has_begun(path):
-            _check_same_run(path, config)
-            notes = _check_same_machine(path, device, precision)
+            processes = read_summary(read_object(path / "summary.json") or {}).processes or 1
+            _check_same_run(path, config, processes)
+            notes = _check_same_processes(processes) + _check_same_machine(path, device, precision)
     except BaseException:
         lock.release()
         raise
@@ -95,7 +110,7 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
     named = replace(config, run=replace(config.run, name=path.name))
     with whole_file(path / "config.yaml") as file:
         save_yaml(named, file)
-    return RunFolder(path, lock, notes)
+    return path, lock, notes
 
 
 def has_begun(path: Path) -> bool:
@@ -148,13 +163,17 @@ class RunLog:
     """Appends to the logs of a run folder. First drops the lines after the step from which training resumes."""
 
     def __init__(self, folder: Path, resume_step: int, tensorboard: bool) -> None:
-        """Opens the logs. `resume_step`: the step from which training resumes; -1 for a new run."""
-        for name in ("metrics.jsonl", "skipped.jsonl"):
-            _truncate(folder / name, resume_step)
+        """Opens the logs. `resume_step`: the step from which training resumes; -1 for a new run.
+
+        Only the main process writes. The others can read what was there, and what they write is dropped.
+        """
         self._path = folder / "metrics.jsonl"
-        self._metrics: IO[str] = self._path.open("a")
         self._skipped = folder / "skipped.jsonl"
-        self._events = _event_writer(folder, resume_step) if tensorboard else None
+        distributed.from_main(lambda: _truncate(self._path, resume_step))
+        distributed.from_main(lambda: _truncate(self._skipped, resume_step))
+        self._writes = distributed.is_main()
+        self._metrics: IO[str] = (self._path if self._writes else Path(os.devnull)).open("a")
+        self._events = _event_writer(folder, resume_step) if tensorboard and self._writes else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line of metrics.jsonl. Numbers that are not finite are written as null."""
@@ -177,10 +196,10 @@ class RunLog:
         rows = filter(None, map(readable, log_lines(self._skipped)))
         return [str(row["name"]) for row in rows if "name" in row]
 
-    def write_skipped(self, step: int, samples: Iterable[Skipped]) -> None:
-        """Writes one line of skipped.jsonl for each sample that was replaced."""
-        lines = [json.dumps({"step": step, **asdict(sample)}) for sample in samples]
-        if lines:
+    def write_skipped(self, found: Iterable[tuple[int, Skipped]]) -> None:
+        """Writes one line of skipped.jsonl for each sample that was replaced. `found`: each with its step."""
+        lines = [json.dumps({"step": step, **asdict(sample)}) for step, sample in found]
+        if lines and self._writes:
             with self._skipped.open("a") as file:
                 file.write("\n".join(lines) + "\n")
 
@@ -211,10 +230,11 @@ def refuse_missing_tensorboard(wanted: bool) -> None:
 
 
 def _next_free(path: Path) -> Path:
-    number, candidate = 2, path
+    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the last taken one."""
+    taken, number, candidate = path, 2, path
     while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate
+        taken, candidate, number = candidate, path.with_name(f"{path.name}-{number}"), number + 1
+    return taken if distributed.restarts() > 0 else candidate
 
 
 def _lock(path: Path) -> Claim:
@@ -226,11 +246,14 @@ def _lock(path: Path) -> Claim:
     return claim
 
 
-def _check_same_run(path: Path, config: RunConfig) -> None:
+def _check_same_run(path: Path, config: RunConfig, processes: int) -> None:
+    """Raises Refusal if `config` is another run than that of `path`, which was trained by `processes`."""
     file = path / "config.yaml"
     if not file.exists():
         return
     skipped = _CANNOT_CHANGE_RESULTS + (_RESOLVED if (path / "environment.json").exists() else ())
+    if processes != distributed.world_size():  # the same batch is divided in another way
+        skipped += ("optim.microbatch_size",)
     changed = [
         f"  {name}: {old!r} -> {new!r}"
         for name, old, new in difference(load_run_config(file), config)
@@ -242,6 +265,17 @@ def _check_same_run(path: Path, config: RunConfig) -> None:
             f"{path} holds a run with other settings (there -> asked for):\n{listing}\n"
             "Repeat its settings to continue it, or pass --fresh or --run.name for a new folder; nothing was changed."
         )
+
+
+def _check_same_processes(before: int) -> tuple[str, ...]:
+    """A note if the last session had another number of processes than this one."""
+    now = distributed.world_size()
+    if before == now:
+        return ()
+    return (
+        f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops "
+        "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise",
+    )
 
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:

@@ -102,16 +102,21 @@ def list_runs(folder: Path) -> list[RunState]:
     if not folder.is_dir():
         raise Refusal(f"FOLDER={folder} {'is no folder' if folder.exists() else absent(folder, hub=False)}")
     now = _now(folder)
-    return [run_state(path, folder, now) for path in sorted(_runs(folder, DEEPEST))]
+    return [run_state(path, folder, now) for path in _runs(folder, DEEPEST)]
 
 
 def _runs(folder: Path, levels: int) -> Iterator[Path]:
-    if any((folder / name).is_file() for name in RUN_FILES):
+    """Yields the run folders in and below `folder`, by name. Leaves out what cannot be read, and hidden folders."""
+    try:
+        with os.scandir(folder) as entries:
+            is_folder = {entry.name: entry.is_dir() for entry in entries}
+    except OSError:
+        return
+    if any(is_folder.get(name) is False for name in RUN_FILES):
         yield folder
     elif levels:
-        with suppress(PermissionError):
-            for path in folder.iterdir():
-                yield from _runs(path, levels - 1) if path.is_dir() and not path.name.startswith(".") else ()
+        for name in sorted(name for name, yes in is_folder.items() if yes and not name.startswith(".")):
+            yield from _runs(folder / name, levels - 1)
 
 
 def _now(folder: Path) -> float:

@@ -17,6 +17,7 @@ from openjepa.config import to_dict
 from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
 from openjepa.data.selection import for_probes, low_shot_rows
 from openjepa.data.source import ListSource, Splits, file_stamp, open_splits
+from openjepa.engine import distributed
 from openjepa.engine.device import resolve_device
 from openjepa.evaluation.probes.closed_sweep import shared_components
 from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
@@ -85,7 +86,7 @@ def evaluate_run(
     for name, pooled in planned:
         own = pooled_settings(settings, config, pooled)
         blank = replace(blank_result(name, found, own, splits), variant=_task_variant(name, own, config, found), data_key=key)
-        blank = blank.placed(found.output / "eval")
+        blank = distributed.from_main(partial(blank.placed, found.output / "eval"))
         result = evaluate_seeds(
             blank,
             splits,
@@ -164,9 +165,9 @@ def evaluate_suite(
             result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
             called = BENCHMARKS[row.benchmark].title
             result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
-            result = result.placed(found.output / "eval")
+            result = distributed.from_main(partial(result.placed, found.output / "eval"))
             told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
-            kept = None if again else _finished(result, found.output / "eval")
+            kept = None if again else distributed.from_main(partial(_finished, result, found.output / "eval"))
             if kept is not None:
                 older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
                 told(f"done before{older}: {kept.file_name} (--again computes it anew)")
@@ -175,7 +176,7 @@ def evaluate_suite(
             )
         if result.skipped is not None:
             result = replace(result, variant="", data_key="")
-            result.write(found.output / "eval")
+            distributed.from_main(partial(result.write, found.output / "eval"))
         results.append(result)
         each(result)
     return results
@@ -220,11 +221,16 @@ def _prefixed(say: Say, prefix: str, text: str) -> None:
 
 
 def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
-    """The row's result. If an error ends it, returns `blank` with the error, so that the other rows still run."""
+    """The row's result. If an error ends it, returns `blank` with the error, so that the other rows still run.
+
+    Of several processes, each must raise the error. Others may be in the middle of the row if it is no refusal, or if it is
+    about memory, which one process alone may lack. It then ends all of them.
+    """
     try:
         return evaluate()
     except Exception as error:
-        if os.environ.get("OPENJEPA_DEBUG"):
+        may_be_alone = not isinstance(error, Refusal) or isinstance(error.__cause__, RuntimeError | MemoryError)
+        if os.environ.get("OPENJEPA_DEBUG") or (distributed.world_size() > 1 and may_be_alone):
             raise
         kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
         return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
@@ -338,7 +344,7 @@ def evaluate_seeds(
     say: Say,
     benchmark: str = "",
 ) -> Result:
-    """`blank` with the numbers of all seeds. Writes the file of the result.
+    """`blank` with the numbers of all seeds. Writes the file of the result, in the main process.
 
     With one seed, the file is also written after every protocol, so that an interruption keeps finished protocols.
     """
@@ -364,11 +370,13 @@ def evaluate_seeds(
                 own_settings,
                 benchmark,
                 say=lambda text, words=words: say(words + text),  # type: ignore[misc]
-                keep=(lambda result: result.write_partial(folder)) if settings.seeds == 1 else None,
+                keep=(lambda result: distributed.from_main(partial(result.write_partial, folder)))
+                if settings.seeds == 1
+                else None,
             )
         )
     result = over_seeds(outcomes)
-    result.write(folder)
+    distributed.from_main(lambda: result.write(folder))
     return result
 
 

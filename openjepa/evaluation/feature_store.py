@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from openjepa.config import object_in
 from openjepa.data.source import ListSource
+from openjepa.engine import distributed
 from openjepa.engine.device import Moving, encode, in_caches, resolve_precision
 from openjepa.evaluation.probes.closed_sweep import CHUNK_ELEMENTS, LARGE_BYTES, is_large
 from openjepa.models.vit import VisionTransformer
@@ -100,7 +101,7 @@ class RowWriter:
 
     def __init__(self, path: Path, layout: FeatureLayout) -> None:
         """Opens the unfinished file of `path`, or continues it. Raises BlockingIOError if another process is writing it."""
-        self._path, self._layout = path, layout
+        self.path, self._layout = path, layout
         path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished = path.with_name(f"{path.name}.partial")
         claim = take(self.unfinished)
@@ -121,18 +122,13 @@ class RowWriter:
         self._last_note = time.monotonic()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the rows."""
-        return self._layout.dtype
-
-    @property
     def next_record(self) -> int:
         """The number of the next record to read."""
         return int(self._indices[self.num_rows - 1]) + 1 if self.num_rows else 0
 
     def append(self, rows: Shaped[Tensor, "n F"], indices: Int[Tensor, " n"]) -> None:
         """Appends `rows`, which are on the CPU; `indices` are their record numbers."""
-        self._file.write(rows.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
+        self._file.write(rows.to(self._layout.dtype).contiguous().view(torch.uint8).numpy().data)
         self._indices[self.num_rows : self.num_rows + len(rows)] = indices.numpy()
         self.num_rows += len(rows)
         if time.monotonic() - self._last_note > SECONDS_BETWEEN_NOTES:
@@ -141,8 +137,8 @@ class RowWriter:
     def finish(self) -> FeatureRows:
         """Gives the file its final name, which means that every record was tried, and reads it."""
         self._note(is_whole=True)
-        self.unfinished.replace(self._path)
-        return _read(self._path, self._layout, self.num_rows)
+        self.unfinished.replace(self.path)
+        return _read(self.path, self._layout, self.num_rows)
 
     def __enter__(self) -> "RowWriter":
         """The writer."""
@@ -287,6 +283,8 @@ class EncoderFeatures:
     @torch.inference_mode()
     def extract(self, images: UInt8[Tensor, "B 3 h w"]) -> Float[Tensor, "B F"]:
         """The layers' pooled outputs side by side, the last layer last. Pools in float32 at any precision of the encoder."""
+        if not len(images):  # the last share of a process may be empty
+            return torch.empty(0, self.width, device=self._device)
         parts = in_caches(images, self._config.patch_size, self._device)
         return torch.cat([encode(self._pooled_layers, part, self._config, self._device, self._precision) for part in parts])
 
@@ -338,7 +336,7 @@ class SplitView:
     settings: Mapping[str, Any]
     """Settings that the pixels depend on: image size and fit. They are part of the hash."""
     batches: Callable[[int], Iterator[ImageBatch]] = field(repr=False)
-    """Starts a pass over the readable images at the given record number."""
+    """Starts a pass over the readable images at the given record number. Of N processes each gets every N-th batch."""
 
 
 def extract_features(
@@ -354,27 +352,43 @@ def extract_features(
     num = len(view.source)
     types = {name: extractor.kept_as(num, feature_dtype) for name, extractor in extractors.items()}
     where = view.source.fingerprint + json.dumps([CACHE_VERSION, dict(view.settings)], sort_keys=True)
-    with TemporaryDirectory(prefix="openjepa-features-") as temporary:
-        folder = Path(temporary) if cache is None else cache
-        files = {
-            name: folder / _file_name(name, view.split, f"{where}{extractor.fingerprint}{types[name]}")
-            for name, extractor in extractors.items()
-        }
-        found = {name: kept for name, path in files.items() if (kept := read_rows(path)) is not None}
-        with ExitStack() as stack:
-            missing = {
-                name: (
-                    extractor,
-                    stack.enter_context(_writer(files[name], stack, FeatureLayout(num, extractor.width, types[name]))),
-                )
-                for name, extractor in extractors.items()
-                if name not in found
-            }
-            computed = _compute(view, missing) if missing else {}
-    features = found | computed
-    for name in extractors:
-        _check_finite(name, features[name], view)
-    return features
+    found: dict[str, FeatureRows] = {}
+    writers: dict[str, RowWriter] = {}
+    with TemporaryDirectory(prefix="openjepa-features-") as temporary, ExitStack() as stack:
+        folder = Path(distributed.from_main(lambda: temporary)) if cache is None else cache
+        files = {}
+        for name, extractor in extractors.items():
+            described = f"{where}{extractor.fingerprint}{types[name]}"
+            files[name] = folder / f"{name}-{view.split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
+
+        def begin() -> dict[str, int]:
+            found.update({name: kept for name, path in files.items() if (kept := read_rows(path)) is not None})
+            for name in (name for name in extractors if name not in found):
+                layout = FeatureLayout(num, extractors[name].width, types[name])
+                writers[name] = stack.enter_context(_writer(files[name], stack, layout))
+            return {name: writer.next_record for name, writer in writers.items()}
+
+        def finish() -> dict[str, Path]:
+            if not all(writer.num_rows for writer in writers.values()):
+                raise Refusal(f"no image of the {view.split} split can be read; see the messages above")
+            found.update({name: writer.finish() for name, writer in writers.items()})
+            for name in extractors:
+                _check_finite(name, found[name], view)
+            return files | {name: writer.path for name, writer in writers.items()}
+
+        if starts := distributed.from_main(begin):
+            _compute(view, {name: (extractors[name], types[name], start) for name, start in starts.items()}, writers)
+        places = distributed.from_main(finish)
+        distributed.in_all(lambda: found.update({name: _kept(places[name]) for name in places if name not in found}))
+    return {name: found[name] for name in extractors}
+
+
+def _kept(path: Path) -> FeatureRows:
+    """The rows that the main process has written or found."""
+    kept = read_rows(path)
+    if kept is None:
+        raise Refusal(f"{path}, which the main process has written, is not here: the folder must be the same on all machines")
+    return kept
 
 
 def _check_finite(name: str, features: FeatureRows, view: SplitView) -> None:
@@ -392,10 +406,6 @@ def _check_finite(name: str, features: FeatureRows, view: SplitView) -> None:
         )
 
 
-def _file_name(name: str, split: str, described: str) -> str:
-    return f"{name}-{split}-{hashlib.sha256(described.encode()).hexdigest()[:20]}.safetensors"
-
-
 def _writer(path: Path, stack: ExitStack, layout: FeatureLayout) -> RowWriter:
     """A writer for `path`. If another process is writing that file, the writer's file is temporary instead."""
     try:
@@ -405,32 +415,35 @@ def _writer(path: Path, stack: ExitStack, layout: FeatureLayout) -> RowWriter:
         return RowWriter(folder / path.name, layout)
 
 
-def _compute(view: SplitView, extractors: Mapping[str, tuple[Extractor, RowWriter]]) -> dict[str, FeatureRows]:
-    """Makes one pass, starting at the first record missing from any file. Each batch is written while the next is computed."""
-    starts = {name: writer.next_record for name, (_, writer) in extractors.items()}
-    waiting: list[tuple[RowWriter, Moving, Tensor]] = []
-    for batch in _with_progress(view, min(starts.values())):
+def _compute(
+    view: SplitView, extractors: Mapping[str, tuple[Extractor, torch.dtype, int]], writers: Mapping[str, RowWriter]
+) -> None:
+    """Makes one pass, starting at the first record missing from any file. Each batch is written while the next is computed.
+
+    `extractors`: with the type of the rows and the first record that is missing. `writers`: empty but in the main process.
+    """
+    waiting: list[tuple[str, Moving, Tensor]] = []
+    for batch in _with_progress(view, min(start for _, _, start in extractors.values())):
         started = []
-        for name, (extractor, writer) in extractors.items():
-            is_new = batch.indices >= starts[name]
+        for name, (extractor, dtype, start) in extractors.items():
+            is_new = batch.indices >= start
             if bool(is_new.any()):
                 rows = extractor.extract(batch.images if bool(is_new.all()) else batch.images[is_new])
-                started.append((writer, Moving(rows.to(writer.dtype)), batch.indices[is_new]))
-        _write(waiting)  # while the device computes
+                started.append((name, Moving(rows.to(dtype)), batch.indices[is_new]))
+        _write(waiting, writers)  # while the device computes
         waiting = started
-    _write(waiting)
-    if not all(writer.num_rows for _, writer in extractors.values()):
-        raise Refusal(f"no image of the {view.split} split can be read; see the messages above")
-    return {name: writer.finish() for name, (_, writer) in extractors.items()}
+    _write(waiting, writers)
 
 
-def _write(waiting: list[tuple[RowWriter, Moving, Tensor]]) -> None:
-    for writer, moving, indices in waiting:
-        writer.append(moving.arrived(), indices)
+def _write(waiting: list[tuple[str, Moving, Tensor]], writers: Mapping[str, RowWriter]) -> None:
+    """Lets the main process write the rows of all processes, which are those of consecutive records in their order."""
+    for part in distributed.gathered_in_main([(name, moving.arrived(), indices) for name, moving, indices in waiting]):
+        for name, rows, indices in part:
+            writers[name].append(rows, indices)
 
 
 def _with_progress(view: SplitView, first: int) -> Iterator[ImageBatch]:
     with progress(f"features of the {view.split} split", len(view.source), first) as advance:
         for batch in view.batches(first) if first < len(view.source) else ():
             yield batch
-            advance(len(batch.indices))
+            advance(len(batch.indices) * distributed.world_size())

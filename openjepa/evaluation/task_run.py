@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
-from openjepa.data.passes import choose_workers, evaluation_batches
+from openjepa.data.passes import choose_workers, evaluation_batches, shared_evaluation_batches
 from openjepa.data.selection import Subset, balanced_rows, low_shot_rows
 from openjepa.data.source import LabelMaps, ListSource, Splits
+from openjepa.engine import distributed
 from openjepa.engine.device import memory_limit, resolve_device, resolve_precision
 from openjepa.evaluation.feature_store import (
     EncoderFeatures,
@@ -213,17 +215,16 @@ def evaluate_task(
             findings.unreadable[split].update(dict.fromkeys(_dropped(side.source, found["encoder"])))
         check_readable(findings.unreadable, train.source, test.source, settings)
         say(", ".join(map(_titles, calls)))
-        for subject, feature_probe in _feature_probes(features, train, test, subjects, settings):
-            for call in calls:
-                findings.add(call, subject, _called(call, feature_probe, settings))
-        measures = _measures(features[1], test, task, subjects, settings)
+        for subject, several in _on_features(calls, features, (train, test), subjects, settings).items():
+            for call, outcomes in zip(calls, several, strict=True):
+                findings.add(call, subject, outcomes)
+        measures = distributed.from_main(lambda: _measures(features[1], test, task, subjects, settings))
         if keep is not None:
             keep(result(measures=measures))
     probes = _image_probes(train, test, task, subjects, settings, benchmark)
     for call in _calls(names, works_on_features=False):
-        for subject, image_probe in probes.items():
-            say(f"{_titles(call)}, {'trained' if subject == 'encoder' else subject}")
-            findings.add(call, subject, _called(call, image_probe, settings))
+        for subject, outcomes in _on_images(call, probes, settings, say):
+            findings.add(call, subject, outcomes)
         check_readable(findings.unreadable, train.source, test.source, settings)
         if keep is not None:
             keep(result(measures=measures))
@@ -298,26 +299,52 @@ def _view(side: TaskSplit, name: str, task: Task, settings: EvaluationSettings, 
     def batches(first: int) -> Iterator[ImageBatch]:
         # `_dropped` finds unreadable images, because it also works if the features come from the cache
         batch_size = settings.feature_batch_size
+        if distributed.world_size() > 1:
+            return shared_evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first)
         return evaluation_batches(side.source, subjects.size, batch_size, workers, fit=task.fit, first=first, unreadable=[])
 
     return SplitView(side.source, name, {"image_size": subjects.size, "fit": task.fit}, batches)
 
 
-def _feature_probes(
+def _on_features(
+    calls: Sequence[tuple[str, ...]],
     found: tuple[Mapping[str, FeatureRows], Mapping[str, FeatureRows]],
-    train: TaskSplit,
-    test: TaskSplit,
+    sides: tuple[TaskSplit, TaskSplit],
     subjects: Subjects,
     settings: EvaluationSettings,
-) -> Iterator[tuple[str, FeatureProbe]]:
-    """Yields every subject with its features, which are on the device only while they are probed."""
+) -> dict[str, list[Sequence[ProtocolResult]]]:
+    """What every call of protocols gives for each subject. Processes that have joined share the subjects.
+
+    A subject's features are on the device only while they are probed.
+    """
     device = resolve_device(settings.device)
-    for subject, extractor in _extractors(subjects, settings).items():
-        sides = [
-            _labeled(features[subject], side.labels, extractor, device)
-            for features, side in zip(found, (train, test), strict=True)
-        ]
-        yield subject, FeatureProbe(*sides)
+
+    def probed(subject: str, extractor: Extractor) -> list[Sequence[ProtocolResult]]:
+        both = zip(found, sides, strict=True)
+        probe = FeatureProbe(*(_labeled(features[subject], side.labels, extractor, device) for features, side in both))
+        return [_called(call, probe, settings) for call in calls]
+
+    extractors = _extractors(subjects, settings)
+    results = distributed.shared([partial(probed, subject, extractor) for subject, extractor in extractors.items()])
+    return dict(zip(extractors, results, strict=True))
+
+
+def _on_images(
+    call: tuple[str, ...], probes: Mapping[str, ImageProbe], settings: EvaluationSettings, say: Say
+) -> Iterator[tuple[str, Sequence[ProtocolResult]]]:
+    """Yields what a call of protocols gives for each subject.
+
+    Processes that have joined train a protocol on images together, one subject after the other. They share the subjects of a
+    protocol on label maps, which trains nothing with batches.
+    """
+    works = {subject: partial(_called, call, probe, settings) for subject, probe in probes.items()}
+    if distributed.world_size() > 1 and PROTOCOLS[call[0]].works_on == "maps":
+        say(_titles(call))
+        yield from zip(works, distributed.shared(list(works.values())), strict=True)
+        return
+    for subject, work in works.items():
+        say(f"{_titles(call)}, {'trained' if subject == 'encoder' else subject}")
+        yield subject, work()
 
 
 def _image_probes(

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.masks.sampler import TokenShape
-from openjepa.models.transformer import Block
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
 from openjepa.settings.models import EncoderConfig, ModelSettings
@@ -160,12 +159,6 @@ class Method(nn.Module, ABC):
         They are shown at the start of the run.
         """
         return []
-
-    def compile_blocks(self) -> None:
-        """Compiles every transformer block separately with torch.compile. Parameters and their names stay the same."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.compile()
 
     @abstractmethod
     def encoders(self) -> Encoders:

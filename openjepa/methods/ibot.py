@@ -124,14 +124,14 @@ class IBot(SelfDistillation):
         """
         with self.looking():
             first, second = batch.views[GLOBAL]
-            mask = self._masked(batch).mask[len(first) :]
+            masked = self._masked(batch)
+            places = masked.places[len(first) :]
             taught: EncoderOutput = self.teacher(first)
-            learned: EncoderOutput = self.student(second, replace=mask)
-            teacher_head = self.teacher_head.network
-            assert isinstance(teacher_head, TokenHead)
-            targets = self._class_targets(teacher_head.head(class_tokens_of(taught, 1)), progress)
-            logits = self._logits(self.student_head.head(class_tokens_of(learned, 1)))
-        return cross_entropy_table(targets[0], logits[0])
+            learned: EncoderOutput = self.student(second, replace=masked.mask[len(first) :])
+            outputs: TokenOutputs = self.teacher_head(class_tokens_of(taught, 1), taught.patches, places)
+            targets = self._class_targets(outputs.class_tokens, progress)
+            outputs = self.student_head(class_tokens_of(learned, 1), at_places(learned.patches, places))
+        return cross_entropy_table(targets[0], self._logits(outputs.class_tokens)[0])
 
     def _teach(self, crops: Images, masked: _Masked) -> tuple[Float[Tensor, "V B D"], TokenOutputs]:
         """The teacher's class tokens of the whole large crops, and its head's outputs for these and for the masked patches."""

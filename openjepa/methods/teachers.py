@@ -57,6 +57,18 @@ class EmaTeacher(nn.Module):
         lerp_(averages, [sources[name] for name in names], 1.0 - momentum)
 
 
+def networks(method: nn.Module) -> list[nn.Module]:
+    """The networks of a method, each called as a whole: its children that have weights, and of a moving average the copy.
+
+    FSDP2 divides each of them by itself.
+    """
+    found: list[nn.Module] = []
+    for child in method.children():
+        averages = [module.network for module in child.modules() if isinstance(module, EmaTeacher)]
+        found += averages or ([child] if any(True for _ in child.parameters()) else [])
+    return found
+
+
 def encoders_with_average(trained: VisionTransformer, average: EmaTeacher) -> Encoders:
     """The encoders of a method that averages the whole network that it trains."""
     assert isinstance(average.network, VisionTransformer)

@@ -162,6 +162,10 @@ class TokenOutputs:
     """Mean output of all patches, including those without outputs of their own."""
 
 
+# FSDP2 must find the tensors that its networks return
+torch.export.register_dataclass(TokenOutputs)
+
+
 class TokenHead(nn.Module):
     """A head on the class tokens of V x B crops and on the patches of R of them (iBOT)."""
 

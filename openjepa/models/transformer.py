@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from openjepa.operators import softmax_gradient
 from openjepa.refusals import Refusal
@@ -310,24 +311,32 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.gamma_1 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
         self.gamma_2 = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+        self.recompute = False
+        """True: keeps only the inputs for the backward pass and computes the rest again there (activation checkpointing)."""
 
     def forward(
-        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
-    ) -> Float[Tensor, "B S D"]:
+        self,
+        x: Float[Tensor, "B S D"],
+        bias: Float[Tensor, "#B #heads #S S"] | None = None,
+        num_last: int | None = None,
+        with_added: bool = False,
+    ) -> Float[Tensor, "B S D"] | tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
         """The sequences after this block. `bias` is added to the attention scores.
 
-        If `num_last` is given, returns only that many of the last tokens, and computes the MLP only for these.
+        If `num_last` is given, returns only that many of the last tokens, and computes the MLP only for these. If `with_added`,
+        returns also the part that the MLP added.
         """
-        return self.branches(x, bias, num_last)[0]
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._outputs, x, bias, num_last, with_added, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._outputs(x, bias, num_last, with_added)
 
-    def branches(
-        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None = None, num_last: int | None = None
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
-        """The sequences after this block, and the part that its MLP added to them."""
+    def _outputs(
+        self, x: Float[Tensor, "B S D"], bias: Float[Tensor, "#B #heads #S S"] | None, num_last: int | None, with_added: bool
+    ) -> Float[Tensor, "B S D"] | tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
         mixed = self.drop_path(scaled(self.attn(self.norm1(x), bias, num_last), self.gamma_1))
         x = mixed + (x if num_last is None else x[:, -num_last:])
         added = self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
-        return x + added, added
+        return (x + added, added) if with_added else x + added
 
 
 def scaled(branch: Float[Tensor, "B S D"], gamma: Float[Tensor, " D"] | None) -> Float[Tensor, "B S D"]:

@@ -20,6 +20,8 @@ from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig, check_patch_divides
 from openjepa.types import EncoderOutput
 
+Branch = Literal["block", "mlp"]
+
 
 def build_encoder(config: EncoderConfig) -> "VisionTransformer":
     """A new encoder with weights drawn from torch's global generator."""
@@ -94,37 +96,40 @@ class VisionTransformer(nn.Module):
         keep: Int[Tensor, "B K"] | None = None,
         keep_valid: Bool[Tensor, "B K"] | None = None,
         replace: Bool[Tensor, "B N"] | None = None,
+        num_layers: int = 0,
+        branch: Branch = "block",
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
         `keep_valid` is False for a patch that is padding. No other token sees it, and its own output has no meaning.
         `replace` is True for a patch that the mask token replaces, at the same position. It needs all patches (no `keep`).
+        `num_layers` and `branch` ask for outputs of blocks, see `block_outputs`.
         Raises Refusal if the patch size does not divide the image, or if `replace` is given to an encoder without mask token.
         """
         x = self._tokens(images, keep, replace)
         bias = self._bias(images, keep, keep_valid, x.dtype)
-        for block in self.blocks:
-            x = block(x, bias)
-        return self._output(x)
+        outputs = []
+        for layer, block in enumerate(self.blocks):
+            is_asked = layer >= len(self.blocks) - num_layers
+            if is_asked and branch == "mlp":
+                x, output = block(x, bias, with_added=True)
+            else:
+                x = output = block(x, bias)
+            if is_asked:
+                outputs.append(output[:, int(self.config.class_token) :])
+        return self._output(x, tuple(outputs))
 
     def block_outputs(
-        self, images: Float[Tensor, "B 3 h w"], num_layers: int, branch: Literal["block", "mlp"] = "block"
-    ) -> list[Float[Tensor, "B N D"]]:
+        self, images: Float[Tensor, "B 3 h w"], num_layers: int, branch: Branch = "block"
+    ) -> tuple[Float[Tensor, "B N D"], ...]:
         """Outputs of the last `num_layers` blocks for all patches, first to last, before any final norm, without class token.
 
         `branch`: `block` for the sequence after each block, `mlp` for the part that its MLP added (after layer scale).
         """
-        x = self._tokens(images, None)
-        bias = self._bias(images, None, None, x.dtype)
-        outputs = []
-        for layer, block in enumerate(self.blocks):
-            if branch == "mlp":
-                x, output = block.branches(x, bias)  # type: ignore[operator]
-            else:  # calling a block, unlike calling its `branches`, may use compiled code
-                x = output = block(x, bias)
-            if layer >= len(self.blocks) - num_layers:
-                outputs.append(output[:, int(self.config.class_token) :])
-        return outputs
+        encoded: EncoderOutput = self(
+            images, num_layers=num_layers, branch=branch
+        )  # a call: divided weights are gathered there
+        return encoded.blocks
 
     def last_layers(self, images: Float[Tensor, "B 3 h w"], num_layers: int) -> list[EncoderOutput]:
         """Outputs of the last `num_layers` blocks for all patches, first to last, each passed through the final norm.
@@ -208,8 +213,8 @@ class VisionTransformer(nn.Module):
         relative: Tensor = self.rel_pos_bias(self.config.grid((height, width)), self.cls_token is not None, keep)
         return relative if hidden is None else relative + hidden
 
-    def _output(self, x: Float[Tensor, "B S D"]) -> EncoderOutput:
+    def _output(self, x: Float[Tensor, "B S D"], blocks: tuple[Float[Tensor, "B K D"], ...] = ()) -> EncoderOutput:
         normed = self.norm(x).float()
         if self.cls_token is None:
-            return EncoderOutput(normed)
-        return EncoderOutput(normed[:, 1:], normed[:, 0])
+            return EncoderOutput(normed, blocks=blocks)
+        return EncoderOutput(normed[:, 1:], normed[:, 0], blocks)

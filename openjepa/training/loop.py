@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from openjepa.checks import check
 from openjepa.data.loading.loader import TrainingLoader
@@ -15,14 +16,16 @@ from openjepa.data.loading.unreadable import SkipLedger
 from openjepa.data.passes import choose_workers
 from openjepa.data.source import open_splits
 from openjepa.engine import distributed
-from openjepa.engine.checkpoint import TrainerState, latest_checkpoint, load_checkpoint, save_checkpoint, set_broken_aside
+from openjepa.engine.checkpoint import CheckpointWriter, TrainerState, latest_checkpoint, load_checkpoint, set_broken_aside
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks, processes_line
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
-from openjepa.methods.base import Method
+from openjepa.methods.teachers import networks
+from openjepa.models.transformer import set_slots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
@@ -30,6 +33,7 @@ from openjepa.settings.run import RunConfig
 from openjepa.system.console import Display
 from openjepa.system.console import progress as progress_bar
 from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.agreement import Agreement
 from openjepa.training.init import settled
 from openjepa.training.meters import IntervalMeter
 from openjepa.training.monitor import Monitor
@@ -40,6 +44,7 @@ from openjepa.training.startup import (
     count_images,
     default_view,
     introduce,
+    microbatch,
     resume_point,
     run_identity,
     step_costs,
@@ -56,16 +61,25 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     run would need, including the time of steps that are taken and thrown away, and stops before the first step. `given`: dotted
     names of settings that must not be replaced by those of the weights in `run.init`.
 
+    All processes that torchrun has started call it with the same settings. They share every batch, and each returns the folder.
+
     Raises Refusal, with advice, if settings cannot work, data cannot be read, a loss is not finite or memory is too small.
     Raises Interrupted after a signal, once everything is saved.
     """
+    device = resolve_device(config.run.device)
+    with distributed.joined(device, config.parallel.timeout_seconds):
+        return _train(config, fresh, dry_run, given, device)
+
+
+def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str], device: torch.device) -> Path | None:
     # ---------------------------------------------------------------- machine
     config, weights = settled(config, given, fresh)
-    check(config, distributed.world_size())
-    config = resolve(config, processes=distributed.world_size())
+    processes = distributed.world_size()
+    check(config, processes)
+    config = resolve(config, processes=processes)
     refuse_missing_tensorboard(config.system.tensorboard)
-    device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
+    strategy = choose_strategy(config.parallel, config.model.shape(), device.type, processes)
     set_threads(config.system.threads)
     keep_freed_memory()
 
@@ -73,18 +87,13 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     seed, optim = config.run.seed, config.optim
     view = default_view(config.data)
     sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))  # impossible masks end here
-    splits = open_splits(config.data, seed)
+    splits = distributed.in_all(lambda: open_splits(config.data, seed))
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
     method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
-    plan = BatchPlan(
-        batch_size=optim.batch_size,
-        microbatch_size=optim.microbatch_size or optim.batch_size // distributed.world_size(),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        group_size=config.masks.group_size,
-    )
-    for line in introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch):
+    plan = BatchPlan(optim.batch_size, microbatch(config), distributed.rank(), processes, config.masks.group_size)
+    lines = introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch)
+    for line in (*lines, *processes_line(strategy, config.parallel, device)):
         print(line)
     if dry_run:
         if weights is not None:  # else the weights are random, or those of a checkpoint
@@ -105,23 +114,30 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
 
-        # ------------------------------------------------------------ loader, optimizer
+        # ------------------------------------------------------------ loader, networks, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)
-        with progress_bar("decoding", count_images(splits.train), style=config.system.progress) as advance:
-            loader = TrainingLoader(splits.train, config.data, method.inputs(), sampler, plan, seed, workers, device, advance)
+        style = config.system.progress if distributed.is_main() else "none"
+        with progress_bar("decoding", count_images(splits.train), style=style) as advance:
+            inputs = method.inputs()
+            loader = distributed.in_all(
+                lambda: TrainingLoader(splits.train, config.data, inputs, sampler, plan, seed, workers, device, advance)
+            )
         resources.callback(loader.close)
         method.to(device)
-        if config.run.compile:
-            method.compile_blocks()
+        prepare_blocks(method, config.run)
+        trained = over_processes(method, networks(method), strategy, config.parallel, device, precision)
         optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
         if found:
             load_checkpoint(found, method, optimizer)
+        waits = config.parallel.timeout_seconds
+        writer = CheckpointWriter(folder.checkpoints, method, optimizer, config.system.keep_every, timeout_seconds=waits)
+        resources.enter_context(writer)
 
         # ------------------------------------------------------------ log, display, monitor
         log = RunLog(folder.path, state.step if found else -1, config.system.tensorboard)
         resources.callback(log.close)
         outputs.begin(state)
-        display = Display(total_steps, state.step, config.system.progress)
+        display = Display(total_steps, state.step, style)
         resources.callback(display.close)
         display.say(f"{'continuing' if found else 'new run'}: {folder.path}" + (f" from step {state.step}" if found else ""))
         monitor = Monitor(config, method, sampler, splits, device, precision, log, display.say)
@@ -133,7 +149,6 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
 
         # ------------------------------------------------------------ steps
         batches = loader.iterate(state.step, state.position, total_steps - state.step)
-        microbatches_per_step = plan.batch_size // (plan.microbatch_size * plan.world_size)
         clock = LoopClock(
             device,
             total_steps,
@@ -145,6 +160,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             save_minutes=config.system.checkpoint_minutes,
         )
         interrupts = resources.enter_context(Interrupts())
+        agreement = Agreement(config.system.log_every, state.step)
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
             clock.aside("export", outputs.export, state)  # a kill between checkpoint and export leaves older exports
@@ -154,18 +170,21 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             clock.aside("look", monitor.look, Progress(0, total_steps, steps_per_epoch, optim.schedule_stretch))
 
         for step in range(state.step, total_steps):
-            # rates and random numbers of this step
+            # rates of this step
             progress = Progress(step, total_steps, steps_per_epoch, optim.schedule_stretch)
             rate, decay = learning_rate(optim, progress), weight_decay(optim, progress)
             set_rates(optimizer, rate, decay)
-            torch.manual_seed(derive("step", seed, step, distributed.rank()))
 
             # forward and backward of each microbatch
+            distributed.doing(f"forward and gradients of step {step + 1}")
             optimizer.zero_grad(set_to_none=True)
-            microbatches = _take(batches, microbatches_per_step)
-            for batch in microbatches:
-                output = _forward(method, batch, progress, config, device, precision)
-                torch.autograd.backward(output.total / microbatches_per_step)
+            microbatches = _take(batches, plan.num_microbatches)
+            for number, batch in enumerate(microbatches):
+                # all microbatches of all processes draw the numbers of the whole batch, and each uses those of its images
+                torch.manual_seed(derive("step", seed, step, 0))
+                set_slots(method, plan.first_slot(number), plan.microbatch_size, plan.batch_size)
+                accumulate(trained, is_last=number + 1 == plan.num_microbatches)
+                output = _add_gradients(trained, batch, progress, config, device, precision, plan.num_microbatches)
                 meter.add(output, batch)
 
             # finite? clip, step, update the target encoder
@@ -177,12 +196,9 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             optimizer.step()
             committed = method.after_step(progress)
 
-            # count
+            # count, decide with the other processes
             for batch in microbatches:
                 skips.count(batch, step + 1)
-            for skipped_in, sample in skips.merge([skips.take()]):
-                log.write_skipped(skipped_in, [sample])
-            skips.raise_if_too_many()
             state = TrainerState(
                 step=step + 1,
                 position=microbatches[-1].next_position,
@@ -192,41 +208,53 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
             )
             done = Progress(state.step, total_steps, steps_per_epoch, optim.schedule_stretch)
             last = state.step == total_steps
-            stop = interrupts.requested is not None
+            decision = agreement.after(state.step, interrupts.requested, clock.save_is_due(), last)
+            logs = last or state.step % config.system.log_every == 0
+            saves = last or decision.stop or decision.save or _is_kept(state.step, config.system.keep_every)
             clock.step_done(state.step)
+            if logs or saves:
+                log.write_skipped(skips.merge(distributed.gathered(skips.take())))
+                skips.raise_if_too_many()
+                state = replace(state, samples_skipped=skips.num_skipped)
 
             # log, look, save, stop?
-            if last or state.step % config.system.log_every == 0:
+            if logs:
                 guard.raise_if_bad()
                 state = _timed(state, clock)
-                values = meter.finish(state, done, {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed})
+                rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
+                values = meter.finish(state, done, rates, loader.seconds_waited)
                 log.write("train", state.step, values)
                 left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
                 display.update(state.step, meter.summary(values, monitor.latest), left)
             if last or monitor.is_due(state.step):
                 clock.aside("look", monitor.look, done)
-            if last or stop or clock.save_is_due() or _is_kept(state.step, config.system.keep_every):
+            if saves:
                 guard.raise_if_bad()
                 state = _timed(state, clock)
-                clock.aside("save", save_checkpoint, folder.checkpoints, method, optimizer, state, config.system.keep_every)
+                clock.aside("save", writer.save, state)
                 clock.aside("export", outputs.export, state)
                 clock.saved()
                 state = _timed(state, clock)
-            if stop and not last:
+            if decision.stop and not last:
+                writer.finish()
                 outputs.finish("interrupted", state, monitor)
-                raise Interrupted(interrupts.requested or "SIGTERM", state.step, folder.path)
+                raise Interrupted(decision.stop, state.step, folder.path)
 
+        writer.finish()
         outputs.finish("finished", state, monitor)
     display.say(f"finished: {folder.path}")
     return folder.path
 
 
-def _forward(
-    method: Method, batch: Batch, progress: Progress, config: RunConfig, device: torch.device, precision: str
+def _add_gradients(
+    trained: nn.Module, batch: Batch, progress: Progress, config: RunConfig, device: torch.device, precision: str, parts: int
 ) -> LossOutput:
+    """Forward and backward of one of the `parts` of this process in a step."""
     on_device = batch.to(device).normalized(config.data.pixel_mean, config.data.pixel_std)
     with autocast(device, precision):
-        return method(on_device, progress)  # type: ignore[no-any-return]
+        output: LossOutput = trained(on_device, progress)
+    torch.autograd.backward(output.total / parts)
+    return output
 
 
 def _timed(state: TrainerState, clock: LoopClock) -> TrainerState:

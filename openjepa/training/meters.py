@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,14 +19,14 @@ class IntervalMeter:
         """`step_seconds`: total seconds of the steps of earlier sessions."""
         self._reset(step_seconds)
 
-    def _reset(self, step_seconds: float) -> None:
+    def _reset(self, step_seconds: float, seconds_waited: float = 0.0) -> None:
         self._sums: dict[str, Tensor] = {}
         self._microbatches = 0
         self._images = 0
         self._mask_counts: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._masked_views, self._masked_patches, self._patches = 0, 0, 0
-        self._begun = step_seconds
+        self._begun, self._waited = step_seconds, seconds_waited
 
     def add(self, output: LossOutput, batch: Batch) -> None:
         """Adds one microbatch."""
@@ -62,17 +63,19 @@ class IntervalMeter:
         """Sum of the losses since the last line, on the device. It is not finite if any loss was not."""
         return self._sums["loss"]
 
-    def finish(self, state: TrainerState, progress: Progress, rates: Mapping[str, float]) -> dict[str, float]:
-        """The values of one line of metrics.jsonl, averaged over the processes. Starts the next interval.
+    def finish(
+        self, state: TrainerState, progress: Progress, rates: Mapping[str, float], seconds_waited: float = 0.0
+    ) -> dict[str, float]:
+        """The values of one line of metrics.jsonl, over all processes, which all call it. Starts the next interval.
 
-        `rates`: further values of the line. In the line, `seconds` is the time of the run so far. `step_seconds` is the time of
-        its steps including their data path, without looks and saving.
+        `rates`: further values of the line. `seconds_waited`: time for which this process has waited for data in this session.
+        In the line, `seconds` is the time of the run so far. `step_seconds` is the time of its steps including their data path,
+        without looks and saving. `data_wait` is the share of it that steps spend on waiting for data.
         """
-        averages = {
-            name: float(distributed.mean_over_ranks(value / max(1, self._microbatches)).item())
-            for name, value in self._sums.items()
-        }
-        seconds = state.step_seconds - self._begun
+        sums = torch.stack(list(self._sums.values())) / max(1, self._microbatches)
+        averages = dict(zip(self._sums, distributed.mean_over_ranks(sums).tolist(), strict=True))
+        seconds = max(state.step_seconds - self._begun, 1e-9)
+        wait = self._share_counts(seconds_waited - self._waited)
         line = {
             "epoch": round(progress.epoch, 4),
             "images": state.images_seen,
@@ -80,12 +83,22 @@ class IntervalMeter:
             "step_seconds": round(state.step_seconds, 2),
             **averages,
             **rates,
-            "images_per_second": round(self._images * distributed.world_size() / max(seconds, 1e-9), 2),
+            "images_per_second": round(self._images / seconds, 2),
+            "data_wait": round(min(1.0, wait / seconds), 4),
             **self._token_counts(),
             **self._mask_counts,
         }
-        self._reset(state.step_seconds)
+        self._reset(state.step_seconds, seconds_waited)
         return line
+
+    def _share_counts(self, waited: float) -> float:
+        """Adds the counts of the other processes to those of this one. Returns the longest wait of a process."""
+        names = list(self._mask_counts)
+        mine = (waited, self._images, self._masked_views, self._masked_patches, *self._mask_counts.values())
+        waits, *counts = zip(*distributed.gathered(mine), strict=True)
+        self._images, self._masked_views, self._masked_patches, *mask_counts = map(sum, counts)
+        self._mask_counts = dict(zip(names, mask_counts, strict=True))
+        return float(max(waits))
 
     @staticmethod
     def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from openjepa.data.loading.order import BatchPlan
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import for_probes
 from openjepa.data.source import ListSource, Splits
-from openjepa.engine import distributed
 from openjepa.engine.device import autocast, pooled_features
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks.sampler import MaskSampler
@@ -35,7 +34,11 @@ _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
 
 
 class Monitor:
-    """Measures the method on the same images and masks at every look, and logs the values. Changes nothing in the training."""
+    """Measures the method on the same images and masks at every look, and logs the values. Changes nothing in the training.
+
+    All processes of a run measure all of the images. Each thus gets the values of a single process, and networks whose weights
+    are divided over the processes can be used.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Monitor:
 
     def prepare(self) -> None:
         """Reads the images of all looks, so that the first look takes no longer than the others."""
-        if resolved(self._config.monitor.every) > 0 and distributed.is_main():
+        if resolved(self._config.monitor.every) > 0:
             self._probe_batches()
             self._labeled_images()
 
@@ -79,8 +82,8 @@ class Monitor:
         return 0 if every == 0 or step >= total_steps else -(-total_steps // every) - step // every
 
     def look(self, progress: Progress) -> None:
-        """Measures the method, and remembers and logs the values. Does nothing except in the main process."""
-        if self._config.monitor.every == 0 or not distributed.is_main():
+        """Measures the method, and remembers and logs the values. All processes call it."""
+        if self._config.monitor.every == 0:
             return
         outputs = [self._output(batch, progress) for batch in self._probe_batches()]
         features = torch.cat([output.features for output in outputs])

@@ -103,7 +103,7 @@ class Outputs:
         except (Interrupted, KeyboardInterrupt):
             raise
         except BaseException as error:
-            if self._last.status != "finished":
+            if self._last.status != "finished" and distributed.is_main():
                 known = replace(self._last, step=self._last.step or 0, images_seen=self._last.images_seen or 0)
                 self._folder.write_json("summary.json", replace(known, status="failed", error=str(error)).content())
             raise

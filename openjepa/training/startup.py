@@ -14,8 +14,10 @@ from openjepa.config import read_object
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
-from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
+from openjepa.engine.costs import StepCosts, count_step
 from openjepa.engine.device import device_name, memory_limit
+from openjepa.engine.parallel import choose_strategy
+from openjepa.engine.parallel_costs import Division, Estimate, estimate
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
@@ -55,12 +57,26 @@ def build_method(
     return _built(config.method, _surroundings(config, view, sampler, shapes))
 
 
+def microbatch(config: RunConfig) -> int:
+    """Images per forward and backward of one process."""
+    return config.optim.microbatch_size or config.optim.batch_size // distributed.world_size()
+
+
+def division_of(config: RunConfig, device: torch.device, precision: str) -> Division:
+    """How the processes that have joined divide a step of the run."""
+    processes = distributed.world_size()
+    strategy = choose_strategy(config.parallel, config.model.shape(), device.type, processes)
+    microbatches = config.optim.batch_size // (microbatch(config) * processes)
+    return Division(strategy, processes, microbatches, precision, config.parallel.reduce_precision, config.run.recompute)
+
+
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
     """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
-    images = config.optim.microbatch_size or config.optim.batch_size
-    return _counted(config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, images)
+    return _counted(
+        config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config)
+    )
 
 
 @lru_cache(maxsize=32)
@@ -96,12 +112,16 @@ def begin_from_weights(method: Method, config: RunConfig, weights: StartingWeigh
 
 
 def training_length(optim: OptimizationSettings, source: ListSource | ShardSource) -> tuple[int, float]:
-    """Number of steps of the whole run, and number of steps per epoch.
+    """`length_of` for the images of `source`."""
+    return length_of(optim, count_images(source))
+
+
+def length_of(optim: OptimizationSettings, num_images: int | None) -> tuple[int, float]:
+    """Number of steps of the whole run, and number of steps per epoch. `num_images`: None for a stream of unknown length.
 
     Raises Refusal if the length of the data is not known and `optim.total_steps` is not set, if the data is smaller than one
     batch, or if a warm-up in epochs is not shorter than the run.
     """
-    num_images = count_images(source)
     if num_images is None:
         if optim.total_steps is None:
             raise Refusal("optim.total_steps is required: the number of samples of this stream is not known")
@@ -210,13 +230,12 @@ def introduce(
 
     Raises Refusal if the estimated memory is far more than the device has.
     """
-    micro = config.optim.microbatch_size or config.optim.batch_size
     images = total_steps * config.optim.batch_size
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
-    needs = estimate(method, costs, device, precision)
-    remarks += _memory(needs, micro, device)
+    needs = estimate(costs, division_of(config, device, precision), microbatch(config), device)
+    remarks += _memory(needs, microbatch(config), device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
         f"data       {data}",
@@ -274,7 +293,7 @@ def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]
         return []
     words = (
         f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}: "
-        f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
+        f"lower optim.microbatch_size (now {microbatch}), set run.recompute, or choose a smaller model.size"
     )
     if needs.memory_bytes > 2 * limit:
         raise Refusal(words)

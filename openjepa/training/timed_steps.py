@@ -22,6 +22,7 @@ from openjepa.engine.costs import OTHER
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads, synchronize
 from openjepa.engine.failures import explain_memory
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
+from openjepa.engine.parallel import prepare_blocks
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods.base import Method
@@ -31,7 +32,7 @@ from openjepa.settings.derived import resolve
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import command, format_seconds
-from openjepa.training.startup import build_method, default_view, step_costs
+from openjepa.training.startup import build_method, default_view, microbatch, step_costs
 from openjepa.types import Batch, BlockMasks, LoaderPosition, LossOutput, Masks
 
 PROGRESS = Progress(step=10, total_steps=1000, steps_per_epoch=100)
@@ -100,8 +101,7 @@ class TimedStep:
             shapes = (self.shape,)
         self.costs = step_costs(config, self.view, self.sampler, shapes)
         self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
-        if config.run.compile:
-            self.method.compile_blocks()
+        prepare_blocks(self.method, config.run)
         self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)
         set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)
         self.batch = self._batch().to(self.device)
@@ -177,7 +177,7 @@ def time_line(config: RunConfig, flops: float, device: torch.device, total_steps
 
     `config`: resolved settings. `flops`: FLOPs of one image in a step.
     """
-    batch = config.optim.microbatch_size or config.optim.batch_size
+    batch = microbatch(config)
     is_heavy = device.type == "cpu" and flops > MOST_CPU_FLOPS
     if is_heavy or distributed.world_size() > 1:
         why = "a step is heavy for a CPU" if is_heavy else "several processes"
@@ -205,7 +205,7 @@ class RealSteps:
         """Warms up and chooses the number of steps in a turn. `max_images`: most images of a list that are used."""
         # a step has one microbatch here, because gradient accumulation only repeats it
         config = resolve(config)
-        batch = config.optim.microbatch_size or config.optim.batch_size
+        batch = microbatch(config)
         optim = replace(config.optim, batch_size=batch, microbatch_size=None)
         masks = replace(config.masks, group_size=None)
         config = replace(config, data=_few_images(config.data, max_images), optim=optim, masks=masks)

@@ -8,12 +8,13 @@ import pytest
 from openjepa.cli import main
 from openjepa.commands.embed import EmbedOptions, parse_embed
 from openjepa.commands.evaluate import EvaluateOptions, parse_evaluate
-from openjepa.commands.parsing.arguments import is_value, most_words, positionals_first
+from openjepa.commands.parsing.arguments import is_value, most_words, positionals_first, split_options
 from openjepa.commands.recipes import RecipesOptions
 from openjepa.commands.report import ReportOptions
 from openjepa.commands.search import with_number_of_outliers
 from openjepa.commands.train import TrainOptions, parse_train
 from openjepa.commands.visualize import VisualizeOptions
+from openjepa.settings.clusters import SlurmSettings
 from openjepa.settings.experiments import AblationSettings, EnergyBench, StepBench
 from openjepa.settings.inference import ConvertSettings, SearchSettings
 
@@ -106,3 +107,17 @@ def test_how_many_words_a_value_takes() -> None:
     kinds = [bool, int, str | None, tuple[float, float], int | tuple[int, int], tuple[str, ...] | None]
     assert [most_words(kind) for kind in kinds] == [0, 1, 1, 2, 2, float("inf")]
     assert is_value("3", int) and is_value("None", int | None) and not is_value("x", int | None) and is_value("x", str)
+
+
+@pytest.mark.parametrize(
+    ("line", "own", "others"),
+    [
+        ("cpu-64 --nodes 2 --optim.lr 1e-3 --print", "--nodes 2 --print", "cpu-64 --optim.lr 1e-3"),
+        ("--seeds 0 1 cpu-64 --data.crop-scale 0.2 1", "--seeds 0 1", "cpu-64 --data.crop-scale 0.2 1"),
+        ("--no-requeue cpu-64 --time=60 --fresh --help", "--no-requeue --time=60", "cpu-64 --fresh --help"),
+        ("cpu-64 --data.path --nodes 2", "--nodes 2", "cpu-64 --data.path"),
+        ("cpu-64 --run.name time --partition gpu", "--partition gpu", "cpu-64 --run.name time"),
+    ],
+)
+def test_options_of_two_commands_are_told_apart(line: str, own: str, others: str) -> None:
+    assert split_options(SlurmSettings, line.split()) == (own.split(), others.split())

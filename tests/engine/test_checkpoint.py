@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -17,6 +18,7 @@ import torch
 from openjepa.engine import checkpoint, checkpoint_files
 from openjepa.engine.checkpoint import (
     CheckpointWriter,
+    check_fits,
     latest_checkpoint,
     load_checkpoint,
     read_state,
@@ -126,6 +128,22 @@ def test_two_newest_and_every_kth_are_kept(tmp_path: Path) -> None:
     assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == [3, 6, 7]
 
 
+def test_a_checkpoint_of_the_version_before_several_processes_is_continued(tmp_path: Path) -> None:
+    """`data/step_00000003` was written at commit 5a6eb6d: three steps of the network of seed 0."""
+    saved = shutil.copytree(Path(__file__).parent / "data" / "step_00000003", tmp_path / "step_00000003")
+    model, optimizer = make(0)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    assert latest_checkpoint(tmp_path) == saved
+    expected = copies(model, optimizer)
+    torch.testing.assert_close(loaded(saved), expected)  # another processor may round differently
+    other, other_optimizer = make(1)
+    check_fits(saved, other)
+    assert load_checkpoint(saved, other, other_optimizer) == state_at(3)
+    path = save_checkpoint(tmp_path, other, other_optimizer, state_at(4))
+    assert latest_checkpoint(tmp_path) == path and equal(loaded(path), loaded(saved))
+
+
 # ----------------------------------------------------------------------------------------- written beside the training
 
 
@@ -219,6 +237,33 @@ def test_a_disk_that_fills_during_the_write_leaves_the_checkpoint_before(
         writer.finish()  # the error was told once
         writer.save(state_at(3))
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000003"
+
+
+def test_the_error_of_the_disk_is_told_even_amid_a_tensor(tmp_path: Path) -> None:
+    """torch then says that its file has an unexpected position. The limit of the system stands for a disk that fills."""
+    model, optimizer = make(0)
+    step(model, optimizer, 0)
+    good = save_checkpoint(tmp_path, model, optimizer, state_at(1))
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with CheckpointWriter(tmp_path, model, optimizer) as writer, pytest.raises(Refusal, match=os.strerror(errno.EFBIG)):
+            writer.save(state_at(2))
+            writer.finish()
+        assert latest_checkpoint(tmp_path) == good and len(list(tmp_path.iterdir())) == 1
+
+    process = in_process(work)
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "there"
+    file.write_text("content")
+    files = checkpoint_files.checksums(tmp_path, [file])
+    file.unlink()
+    with pytest.raises(Refusal, match=f"{file} was written by another process.*a disk that all machines share"):
+        checkpoint_files.write_manifest(tmp_path, files)
 
 
 def test_an_error_of_the_write_does_not_hide_that_of_the_training(

@@ -194,7 +194,7 @@ def slow_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 0.1 seconds more; looks and saves of 0.2 seconds more: after steps 0, 2 and 4, and at the end."""
     monkeypatch.setattr(loop, "_take", slowed(loop._take, 0.1))  # the log rounds to hundredths
     monkeypatch.setattr(Monitor, "look", slowed(Monitor.look, 0.2))
-    monkeypatch.setattr(loop, "save_checkpoint", slowed(loop.save_checkpoint, 0.2))
+    monkeypatch.setattr(loop.CheckpointWriter, "save", slowed(loop.CheckpointWriter.save, 0.2))
 
 
 def interrupt(config: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from docs.generate import pages
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
 from openjepa.commands.evaluate import parse_evaluate
+from openjepa.commands.launch import launch_slurm
 from openjepa.commands.train import parse_train
 from openjepa.config import save_yaml
 from openjepa.recipes import load_recipe
@@ -78,6 +79,8 @@ def test_every_command_parses(line: str, home: Path) -> None:
         check(config) if "--config" not in words else None
     elif name == "evaluate":
         parse_evaluate(words[1:], "openjepa evaluate", "")
+    elif name == "launch slurm":
+        launch_slurm([*words[2:], "--print"], "openjepa launch slurm")
 
 
 def test_make_targets_exist() -> None:

@@ -130,8 +130,8 @@ def test_both_branches_are_scaled() -> None:
     attended = x + block.gamma_1 * block.attn(F.layer_norm(x, (12,), eps=1e-6), None)
     added = block.gamma_2 * block.mlp(F.layer_norm(attended, (12,), eps=1e-6))
     torch.testing.assert_close(block(x), attended + added)
-    torch.testing.assert_close(block.branches(x)[1], added)
-    torch.testing.assert_close(block.branches(x, num_last=2)[1], added[:, -2:])
+    torch.testing.assert_close(block(x, with_added=True)[1], added)
+    torch.testing.assert_close(block(x, num_last=2, with_added=True)[1], added[:, -2:])
 
 
 @torch.no_grad()
@@ -170,6 +170,27 @@ def test_outputs_of_blocks_add_up(class_token: bool) -> None:
 
 
 # ---- how weights are drawn
+
+
+def test_a_block_that_is_computed_again_keeps_its_input_alone() -> None:
+    """Outputs and gradients are the same, with drop path too. Without gradients nothing is computed twice."""
+    block, x = Block(8, 2, 16, 1e-6, drop_path=0.5), torch.randn(4, 5, 8, requires_grad=True)
+    found = []
+    for recompute in (False, True):
+        block.recompute, kept = recompute, list[Tensor]()
+        block.zero_grad()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value, kept=kept: kept.append(value) or value, lambda value: value
+        ):
+            first, added = block(x, num_last=3, with_added=True)
+        torch.rand(3)  # others draw numbers before the backward
+        gradients = torch.autograd.grad(first.square().sum() + added.sum(), [x, *block.parameters()])
+        found.append([first, added, *gradients])
+        assert ([value.data_ptr() for value in kept] == [x.data_ptr()]) == recompute
+    assert all(map(torch.equal, *found))
+    with torch.no_grad():
+        assert block(x, num_last=3).grad_fn is None
 
 
 def test_fan_in_keeps_the_variance_of_a_signal_where_the_released_weights_shrink_it() -> None:

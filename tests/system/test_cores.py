@@ -82,3 +82,6 @@ def test_a_worker_is_started_for_each_core_but_one(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("openjepa.data.passes.available_cores", lambda number=number: number)
         assert choose_workers(None) == workers
     assert choose_workers(None, "memory") == 0 and choose_workers(5, "memory") == 5
+    for name, number in (("WORLD_SIZE", 16), ("LOCAL_WORLD_SIZE", 8)):
+        monkeypatch.setenv(name, str(number))
+    assert choose_workers(None) == 7 and choose_workers(5) == 5

@@ -11,7 +11,7 @@ from weakref import ReferenceType, ref
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openjepa.data.source import ListSource, ShardRecord, ShardSource, Unread, file_stamp, joined_stamps
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, UnreadImage, file_stamp, joined_stamps
 from openjepa.data.tables.arrow import (
     EXAMPLE_ROWS,
     ArrowSource,
@@ -294,7 +294,7 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Row(Unread):
+class _Row(UnreadImage):
     """The image of a row, which is read together with its piece."""
 
     is_portable = False

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.device import seed_generator
+from openjepa.engine.distributed import add_over_ranks
 from openjepa.evaluation.probes.trained import (
     Rows,
     check_finite_outputs,
     numbered_steps,
+    own_images,
     test_view_fit,
     train_and_choose,
     training_on,
@@ -176,13 +178,18 @@ def _train_step(
     piece: int,
     factor: float,
 ) -> None:
-    """Takes one step of every probe at its peak rate times `factor`, with `piece` images per forward pass of the encoder."""
+    """Takes one step of every probe at its peak rate times `factor`, with `piece` images per forward pass of the encoder.
+
+    Every process gets all images and computes the gradient of its share of them.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     optimizer.zero_grad()
-    for part, answers in zip(torch.split(images, piece), torch.split(labels, piece), strict=True):
+    own = own_images(len(labels))
+    for part, answers in zip(torch.split(images[own], piece), torch.split(labels[own], piece), strict=True):
         loss = loss_sum(trained.answer(part), answers) / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
+    add_over_ranks([value.grad for value in trained.probes.parameters() if value.grad is not None])
     optimizer.step()
 
 

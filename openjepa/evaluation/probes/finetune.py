@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from openjepa.data.augmentations import Augment, InTurn, RandAugment, RandomErasing, draw_mix, mix_images, soft_targets
 from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, choose_workers
+from openjepa.engine import distributed
 from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, encode, keep_random_state, seed_generator, to_device
 from openjepa.engine.failures import FiniteGuard, NotFinite, advise_on_memory
 from openjepa.engine.optimizer import build_optimizer, gradient_norm, layer_decay_rules, set_rates
-from openjepa.evaluation.probes.trained import Scores, count_right, numbered_steps
+from openjepa.evaluation.probes.trained import Scores, count_right, images_of_all, numbered_steps, own_images
 from openjepa.evaluation.protocol import (
     HeadResult,
     ImageProbe,
@@ -32,6 +33,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.features import TOP, Accuracy
+from openjepa.models.transformer import set_slots
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate
@@ -201,7 +203,8 @@ def train_classifier(
     optimizer = build_optimizer(classifier.named_parameters(), rules, optim)
     guard = FiniteGuard(optimizer, probe.device, LOOK_EVERY)
     loss, lost = torch.zeros(()), list[Skipped]()
-    display, clock = Display(size.total_steps, 0), LoopClock(probe.device, size.total_steps)
+    display = Display(size.total_steps, 0, "auto" if distributed.is_main() else "none")
+    clock = LoopClock(probe.device, size.total_steps)
     with closing(display), _explained(rate, size.batch_size), keep_random_state(probe.device):
         for step, batch in _steps(probe, settings, recipe, size, rows, lost):
             lr = learning_rate(optim, Progress(step, size.total_steps, size.steps_per_epoch))
@@ -239,7 +242,10 @@ def _steps(
 
     def one_pass(epoch: int) -> Iterator[AugmentedBatch]:
         found = lost if epoch == 0 else []  # every epoch loses the same images
-        return augmented_batches(views, size.batch_size, epoch, settings.seed, workers, rows, unreadable=found)
+        together = images_of_all(size.batch_size, probe.device)
+        return augmented_batches(
+            views, size.batch_size, epoch, settings.seed, workers, rows, unreadable=found, together=together
+        )
 
     return numbered_steps(size.epochs, size.steps_per_epoch, one_pass)
 
@@ -252,21 +258,32 @@ def _backward(
     recipe: FinetuneRecipe,
     step: int,
 ) -> Float[Tensor, ""]:
-    """Accumulates the gradient of the batch's mean loss, microbatch by microbatch. Returns the loss, on the device."""
-    images = normalize(to_device(batch.images, probe.device), probe.config.pixel_mean, probe.config.pixel_std)
+    """Accumulates the gradient of the batch's mean loss, microbatch by microbatch. Returns the loss, on the device.
+
+    Every process gets the whole batch, because images are mixed with those of other processes, and computes the gradient of its
+    share. Drop path draws as in a single process without microbatches.
+    """
+    images = normalize(batch.images, probe.config.pixel_mean, probe.config.pixel_std)
     mix = draw_mix(recipe.mixup, recipe.cutmix, probe.image_size, derive("step", settings.seed, step, DRAWS_OF_MIX))
     images = mix_images(images, mix)
     labels = to_device(batch.labels, probe.device)
     targets = soft_targets(labels, probe.num_classes, recipe.label_smoothing, mix)
-    seed_generator(probe.device, derive("step", settings.seed, step, DRAWS_OF_NETWORK))
+    seed, own = derive("step", settings.seed, step, DRAWS_OF_NETWORK), own_images(len(images))
+    seed_generator(probe.device, seed)
     part_size = settings.finetune.microbatch_size or len(images)
     total = torch.zeros((), device=probe.device)
-    for part in (slice(first, first + part_size) for first in range(0, len(images), part_size)):
+    starts = range(own.start, own.stop, part_size)
+    for part in (slice(first, min(first + part_size, own.stop)) for first in starts):
+        if distributed.world_size() > 1:
+            set_slots(classifier, part.start, part.stop - part.start, len(images))
+            seed_generator(probe.device, seed)
         with autocast(probe.device, probe.precision):
             logits = classifier(images[part])
         loss = functional.cross_entropy(logits, targets[part], reduction="sum") / len(images)
         torch.autograd.backward(loss)
         total += loss.detach()
+    gradients = [value.grad for value in classifier.parameters() if value.grad is not None]
+    distributed.add_over_ranks([*gradients, total])
     return total
 
 

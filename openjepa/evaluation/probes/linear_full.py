@@ -171,9 +171,10 @@ def feature_batches(
 ) -> Iterator[tuple[Float[Tensor, "B F"], Int[Tensor, " B"]]]:
     """One pass over the images in batches of `batch_size` features. A batch may take several forward passes of the encoder.
 
-    An incomplete last batch is left out, unless it is the only one.
+    An incomplete last batch is left out, unless it is the only one. Every process gets the whole batches, of which it computes
+    a share: a step of the heads costs little beside the encoder, and so takes no communication.
     """
-    pieces = ((features.extract(images), labels) for images, labels in training.pieces(epoch))
+    pieces = training.pieces(epoch, features.extract)
     return rebatched(pieces, training.batch_size, drop_last=True)  # type: ignore[return-value]
 
 

@@ -15,9 +15,10 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openjepa.data.passes import AugmentedBatch, LabeledViews, augmented_batches, choose_workers, evaluation_batches
+from openjepa.data.passes import AugmentedBatch, LabeledViews, SharedPass, augmented_batches, choose_workers, evaluation_batches
 from openjepa.data.selection import Subset
 from openjepa.engine.device import synchronize, to_device
+from openjepa.engine.distributed import add_over_ranks, gathered, own_range, rows_of_all, world_size
 from openjepa.engine.failures import advise_on_memory
 from openjepa.evaluation.protocol import (
     HeadResult,
@@ -89,25 +90,49 @@ class ProbeTraining:
         """Steps in one pass if every image can be read."""
         return max(1, len(self.rows) // self.batch_size)
 
-    def pieces(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
-        """One pass in pieces for the encoder, with labels, on the device. The last piece may be smaller."""
-        for batch in self._pass(epoch, self.piece):
-            yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+    def pieces(
+        self, epoch: int, extract: Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b F"]]
+    ) -> Iterator[tuple[Float[Tensor, "b F"], Int[Tensor, " b"]]]:
+        """One pass in pieces of features with labels, on the device. The last piece may be smaller.
+
+        `extract`: makes them of images on the device. Each process calls it for its share of the images.
+        """
+        together = SharedPass(lambda images: rows_of_all(extract(to_device(images, self.device))), self.piece)
+        for batch in self._pass(epoch, self.piece, together):
+            yield batch.images, to_device(batch.labels, self.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[UInt8[Tensor, "B 3 h w"], Int[Tensor, " B"]]]:
         """One pass in whole batches, on the device. An incomplete last batch is left out, unless it is the only one."""
-        for place, batch in enumerate(self._pass(epoch, self.batch_size)):
+        for place, batch in enumerate(self._pass(epoch, self.batch_size, images_of_all(self.batch_size, self.device))):
             if place == 0 or len(batch.labels) == self.batch_size:
-                yield to_device(batch.images, self.device), to_device(batch.labels, self.device)
+                yield batch.images, to_device(batch.labels, self.device)
 
-    def _pass(self, epoch: int, size: int) -> Iterator[AugmentedBatch]:
+    def _pass(self, epoch: int, size: int, together: SharedPass) -> Iterator[AugmentedBatch]:
         """Yields all readable records, `size` at a time. The first pass also notes the unreadable ones."""
         is_lost = np.isin(np.arange(len(self.views.source)), self.rows)
-        for batch in augmented_batches(self.views, size, epoch, self.seed, self.workers, self.rows, drop_last=False):
+        for batch in augmented_batches(
+            self.views, size, epoch, self.seed, self.workers, self.rows, drop_last=False, together=together
+        ):
             is_lost[batch.indices.numpy()] = False
             yield batch
         if epoch == 0:
             self.unreadable.extend(self.views.source.name(index) for index in np.flatnonzero(is_lost).tolist())
+
+
+def images_of_all(batch_size: int, device: torch.device) -> SharedPass:
+    """Every process decodes its share of each batch, and gets the whole batch on `device`."""
+    return SharedPass(lambda images: rows_of_all(to_device(images, device)), -(-batch_size // world_size()))
+
+
+def own_images(batch_size: int) -> slice:
+    """The images of a batch that this process trains on. Raises Refusal if there are fewer images than processes."""
+    if batch_size < world_size():
+        raise Refusal(
+            f"a batch of {batch_size} images is too small for {world_size()} processes: start at most {batch_size} of them "
+            "(torchrun --nproc-per-node), or train on more images at a time"
+        )
+    own = own_range(batch_size)
+    return slice(own.start, own.stop)
 
 
 def training_on(
@@ -231,8 +256,13 @@ def count_right(
 ) -> Scores:
     """Accuracy of every classifier on the test views of a split, or of its records `rows`. Unreadable images are left out.
 
-    `part` names the images in messages. Raises Refusal if none of them can be read.
+    `part` names the images in messages. Every process tests its share. Raises Refusal if none of them can be read.
     """
+    size = settings.feature_batch_size
+    if world_size() > 1:
+        rows = np.arange(len(images.source)) if rows is None else rows
+        batches = own_range(-(-len(rows) // size))
+        rows = rows[batches.start * size : batches.stop * size]
     source = images.source if rows is None else Subset(images.source, rows)
     labels = torch.from_numpy(images.labels if rows is None else images.labels[rows])
     shape = (3, len(candidates.names()))
@@ -240,7 +270,6 @@ def count_right(
     num = 0
     lost: list[Skipped] = []
     workers = choose_workers(settings.workers)
-    size = settings.feature_batch_size
     for batch in evaluation_batches(source, probe.image_size, size, workers, fit=fit, unreadable=lost):
         logits = candidates.answer(to_device(batch.images, probe.device))
         answers = to_device(labels[batch.indices], probe.device)
@@ -248,6 +277,9 @@ def count_right(
         bad = ~torch.isfinite(logits).all(dim=2)
         right += torch.stack([hits[:, :, 0].sum(dim=0), hits.any(dim=2).sum(dim=0), bad.sum(dim=0)])
         num += len(answers)
+    add_over_ranks([right])
+    num = sum(gathered(num))
+    lost = [skipped for some in gathered(lost) for skipped in some]
     if num == 0:
         raise Refusal(
             f"no image of the {part} can be read; the first of {len(lost)} is {lost[0].name}: {lost[0].reason}. "

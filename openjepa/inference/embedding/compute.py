@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from openjepa.data.loading.workers import parallel_map
-from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, evaluation_views
+from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, choose_workers, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, supports_bf16, thread_pool
 from openjepa.inference.embedding.embed_plan import EmbedPlan, Part, Source
@@ -35,7 +35,6 @@ from openjepa.models.transformer import Block, attention, scaled
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import fused_linear, has_fused_linear, has_tile_products
 from openjepa.refusals import Refusal
-from openjepa.system.machine import available_cores
 from openjepa.system.shared_files import Claim
 from openjepa.types import Skipped
 
@@ -127,11 +126,9 @@ def _shard_tasks(part: Part, source: ShardSource) -> Iterator[EmbedTask]:
         first, chunk = first + len(chunk), following
 
 
-def choose_decoders(workers: int | None, device: torch.device, processes: int) -> int:
-    """Number of processes that decode for this one. `processes`: processes of this command on the machine."""
-    if workers is not None:
-        return workers
-    return 0 if device.type == "cpu" else max(1, min(16, available_cores() // processes - 1))
+def choose_decoders(workers: int | None, device: torch.device) -> int:
+    """Number of processes that decode for this one. `workers`: None leaves the choice to the program."""
+    return 0 if workers is None and device.type == "cpu" else choose_workers(workers)
 
 
 def decode(tasks: Iterable[EmbedTask], decoder: RecordDecoder, workers: int, batch_size: int) -> Generator[Decoded, None, None]:

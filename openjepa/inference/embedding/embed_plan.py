@@ -5,7 +5,6 @@ The manifest records all of it, so that a repeated command is recognized.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from openjepa.data.source import ListSource, ShardSource, open_splits, source_ha
 from openjepa.data.tables.huggingface import left_out_splits as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
+from openjepa.engine.distributed import local_processes
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
@@ -249,11 +249,6 @@ def load_on_device(subject: Path | str, settings: EmbedSettings) -> Encoder:
     if settings.pooling == "class_token" and not encoder.config.class_token:
         raise Refusal("--pooling class_token: this encoder has no class token; leave --pooling out, or use average")
     return encoder.to(device)
-
-
-def local_processes() -> int:
-    """Number of processes of this command on this machine, as torchrun sets it; 1 without torchrun."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def find_images(subject: Path, data: DataSettings | None, settings: EmbedSettings) -> tuple[EmbeddedImages, int]:

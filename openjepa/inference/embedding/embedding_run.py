@@ -17,7 +17,6 @@ from openjepa.inference.embedding.embed_plan import (
     find_images,
     finished_manifest,
     load_on_device,
-    local_processes,
     make_embed_plan,
     make_manifest,
     plan_entries,
@@ -195,7 +194,7 @@ def _work(
         say(f"going on: {len(done):,} of {len(plan.parts):,} parts are there already")
     begun = time.monotonic()
     with _watched(plan, parts, done) as watch:
-        workers = choose_decoders(settings.workers, encoder.device, local_processes())
+        workers = choose_decoders(settings.workers, encoder.device)
         computation = Computation(encoder, plan, parts, dict(images.sources), settings.batch_size, workers, watch)
         try:
             _compute(computation, plan, parts, watch)

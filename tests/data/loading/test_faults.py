@@ -98,7 +98,7 @@ def test_workers_that_are_killed_or_hang_start_again_with_the_same_batches(
 
 def test_workers_that_are_killed_too_often_end_the_run(images: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "RESTARTS", 0)
-    with pytest.raises(Refusal, match=r"SIGKILL.*\(the first missing result .*\): that is once more than 0 times within"):
+    with pytest.raises(Refusal, match=r"SIGKILL.*\(the first missing result .*\), more than 0 times within 60 minutes"):
         with_fault(loader_of(images, workers=2), 1000, lambda: send(signal.SIGKILL))
     assert not multiprocessing.active_children()
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from openjepa.data.passes import evaluation_batches
 from openjepa.evaluation.probes.attentive import evaluate_attentive
 from openjepa.evaluation.probes.linear_full import evaluate_linear_full
-from openjepa.evaluation.probes.trained import Scores, choose, train_and_choose, training_on
+from openjepa.evaluation.probes.trained import Scores, choose, own_images, train_and_choose, training_on
 from openjepa.evaluation.protocol import ImageProbe, held_out_rows
+from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings, FullLinearSettings
 from tests.helpers.colors import Broken, color_probe
 
@@ -131,3 +132,10 @@ def test_a_device_that_is_full_is_told_what_helps() -> None:
         ValueError, match=r"feature_batch_size=8: set a smaller --feature-batch-size .* evaluation\.some\.rates"
     ):
         train_and_choose(color_probe(), SETTINGS, train, "crop", "some.rates")
+
+
+def test_a_batch_needs_an_image_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_images(3) == slice(0, 3)
+    monkeypatch.setattr("openjepa.evaluation.probes.trained.world_size", lambda: 4)
+    with pytest.raises(Refusal, match=r"a batch of 3 images is too small for 4 processes: start at most 3 of them"):
+        own_images(3)

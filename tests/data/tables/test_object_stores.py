@@ -160,8 +160,8 @@ def test_what_is_refused(shards: Path, tmp_path: Path) -> None:
     for path, message in (
         ("unpacked://bucket/x.tar", r"needs the package package_that_is_not_there: pip install package_that_is_not_there"),
         ("nostore://bucket/x.tar", r"'nostore://bucket/x.tar'.*known are s3, gs, abfs"),
-        ("memory://bucket/nothing", "is no file, no folder with files, and matches none"),
-        ("memory://bucket/shards/*.zip", "is no file, no folder with files, and matches none"),
+        ("memory://bucket/nothing", "memory://bucket/nothing does not exist"),
+        ("memory://bucket/shards/*.zip", "matches no file: check the folder and the name of the bucket"),
         ("memory://bucket/shards/manifest.json", "must hold Parquet files or tars, one kind; it holds .json"),
     ):
         with pytest.raises(Refusal, match=message):

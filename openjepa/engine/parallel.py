@@ -84,7 +84,7 @@ def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no method changes outputs in place
     mesh = init_device_mesh(device.type, (distributed.world_size(),), mesh_dim_names=("processes",))
     reduced = torch.bfloat16 if settings.reduce_precision == "bf16" else torch.float32
-    # Blocks use their weights in bf16 anyway, so these can travel in it. Autocast of CPUs refuses a LayerNorm with bf16 weights.
+    # Blocks use their weights in bf16 anyway, so these can travel in it. Autocast of CPUs refuses a LayerNorm of bf16 weights.
     used = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else None
     of_blocks = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in (module for module in network.modules() if isinstance(module, Block)):

@@ -39,7 +39,7 @@ class Division:
         return self.processes if self.strategy == "fsdp2" else 1
 
     def gathered_bytes(self, unit: WeightUnit) -> int:
-        """Bytes of one gathered weight of `unit`. FSDP2 gathers blocks in the precision of their products, the rest in fp32."""
+        """Bytes of one gathered weight of `unit`. On GPUs, FSDP2 gathers blocks in the precision of their products."""
         return NUMBER_BYTES[self.precision] if unit.is_block else 4
 
 

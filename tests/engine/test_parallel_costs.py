@@ -10,6 +10,7 @@ import torch
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.engine.parallel import accumulate, over_processes, prepare_blocks
 from openjepa.engine.parallel_costs import Division, memory_parts, own_numbers, sent_bytes
+from openjepa.methods.teachers import networks
 from openjepa.recipes import load_recipe
 from openjepa.schedules import Progress
 from openjepa.settings.derived import resolve
@@ -49,7 +50,7 @@ def measure(strategy: Any, recompute: bool) -> dict[str, float]:
     step = TimedStep(config)
     method = step.method
     prepare_blocks(method, config.run)
-    module = over_processes(method, strategy, parallel, CPU, "fp32")
+    module = over_processes(method, networks(method), strategy, parallel, CPU, "fp32")
     optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), config.optim)
     batch = step.batch.normalized(config.data.pixel_mean, config.data.pixel_std)
     known = [*method.parameters(), *method.buffers(), *batch.views.values(), *tensors_of(batch.masks["image"])]

@@ -263,7 +263,7 @@ def _open(file: Path, is_scanned: bool = False) -> BinaryIO:
     """Opens a tar. `is_scanned`: only its headers will be read, so that nothing beyond them should be."""
     if _is_compressed(file):
         return cast(BinaryIO, gzip.open(file))
-    return cast(BinaryIO, file.open("rb", buffering=0 if is_scanned else -1))
+    return file.open("rb", buffering=0 if is_scanned else -1)
 
 
 def _is_cut(stream: BinaryIO, end: int) -> bool:

@@ -198,7 +198,7 @@ def _records(source: CheckedSource) -> Iterator[Record]:
         yield from range(len(source))
         return
     for shard in range(len(source)):
-        yield from source.read_shard(shard)
+        yield from (record.to_send() for record in source.read_shard(shard))
 
 
 def _read(source: CheckedSource, record: Record, min_side: int) -> _Usable | str:

@@ -5,7 +5,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -98,25 +98,71 @@ class LabelMaps(ABC):
         """The maps of the records `indices`, in that order."""
 
 
+class UnreadImage(ABC):
+    """The image file of a record that is read only where it is used."""
+
+    is_portable: bool
+    """True if it can be sent to another process, which then reads it. Otherwise only its bytes can be sent."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The image file. Raises OSError or Refusal if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class FilePart(UnreadImage):
+    """An image file inside another file."""
+
+    is_portable = True
+    file: Path
+    offset: int
+    size: int
+    stamp: bytes
+    """Stamp of the file when it was found there."""
+
+    def read(self) -> bytes:
+        """The bytes at this place. Raises Refusal if the file has changed."""
+        with self.file.open("rb", buffering=0) as opened:
+            if _stamp(os.fstat(opened.fileno())) != self.stamp:
+                raise Refusal(f"{self.file} has changed since its contents were listed")
+            data = b""
+            opened.seek(self.offset)
+            while len(data) < self.size and (part := opened.read(self.size - len(data))):
+                data = data + part if data else part
+        if len(data) < self.size:
+            raise Refusal(f"{self.file} ends in the middle of this image")
+        return data
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """One sample of a shard."""
 
     name: str
-    data: bytes
+    data: bytes | UnreadImage
+    """The encoded image file. Use `read` to get its bytes."""
     label: int | None = None
     problem: str | None = None
-    """Why there is no image. None if there is one."""
+    """Why there is no image. None if there is one, or if this shows only when it is read."""
 
     def read(self) -> bytes:
-        """The encoded image file. Raises Refusal if there is none."""
+        """The encoded image file. Raises OSError or Refusal if there is none."""
         if self.problem is not None:
             raise Refusal(self.problem)
-        return self.data
+        return self.data if isinstance(self.data, bytes) else self.data.read()
+
+    def to_send(self) -> "ShardRecord":
+        """The record as it is sent to another process: with its image file, unless that process can read it as well."""
+        if self.problem is not None or isinstance(self.data, bytes) or self.data.is_portable:
+            return self
+        try:
+            return replace(self, data=self.data.read())
+        except (ValueError, OSError) as error:
+            return replace(self, data=b"", problem=str(error))
 
 
 class ShardSource(ABC):
-    """Shards that are read from front to back. The number of records may be unknown."""
+    """Shards whose records are listed from front to back. The number of records may be unknown."""
 
     class_names: tuple[str, ...] | None = None
     num_records: int | None = None
@@ -129,7 +175,11 @@ class ShardSource(ABC):
 
     @abstractmethod
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The records of a shard in their stored order."""
+        """The records of a shard in their stored order. Does not read the image files of records that are `UnreadImage`.
+
+        All processes of a run must get the same records. What is damaged in the shard itself is a record with a problem. Raises
+        OSError if the shard cannot be reached.
+        """
 
 
 @dataclass(frozen=True)
@@ -206,9 +256,12 @@ def stamps_hash(source: ListSource) -> str:
 def file_stamp(path: str | Path) -> bytes:
     """Size and modification time of a file, or of the target if it is a link. `missing` if there is no file."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - called a million times; making a Path each time would double the cost
+        return _stamp(os.stat(path))  # noqa: PTH116 - called a million times; making a Path each time would double the cost
     except OSError:
         return b"missing "
+
+
+def _stamp(status: os.stat_result) -> bytes:
     return b"%d %d " % (status.st_size, status.st_mtime_ns)
 
 

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.engine.device import peak_memory
 from openjepa.masks.sampler import TokenShape
 from openjepa.models.transformer import PLAIN_MAX_TOKENS, Attention, Block
 from openjepa.schedules import Progress
@@ -297,25 +296,3 @@ def _storages(values: Iterable[Tensor]) -> dict[int, object]:
     """Storages by their id. The dict keeps them alive, so that ids stay unique."""
     found = [value.untyped_storage() for value in values]
     return {id(storage): storage for storage in found}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Estimates of one run on one device."""
-
-    trained_parameters: int
-    flops_per_image: float
-    """FLOPs of a training step, 2 per multiply-add."""
-    memory_bytes: float
-    """Weights, gradients, moments and activations. On a CPU also the memory already in use. Without cached pixels."""
-
-
-def estimate(model: nn.Module, costs: StepCosts, device: torch.device, precision: str) -> Estimate:
-    """Estimates what a run needs. `model`: what it trains. `costs`: those of one step. `precision`: bf16 or fp32."""
-    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    frozen = sum(value.numel() for value in model.parameters() if not value.requires_grad)
-    weights = 16 * trained + 4 * frozen  # fp32: value, gradient and two moments; a frozen weight has only its value
-    if precision == "bf16":
-        weights += 2 * (trained + frozen)  # the copies that autocast makes
-    held = peak_memory(device) if device.type == "cpu" else 0
-    return Estimate(trained, costs.step_flops, held + weights + costs.kept(device, precision))

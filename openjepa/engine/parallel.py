@@ -6,8 +6,9 @@ alone. FSDP2 divides it exactly like the network that it follows, so that its up
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openjepa.engine import distributed
 from openjepa.models.transformer import Block
-from openjepa.refusals import Refusal
 from openjepa.settings.models import Shape
 from openjepa.settings.run import ParallelSettings, RunSettings
 
@@ -54,52 +54,44 @@ def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:
 
 
 def over_processes(
-    method: nn.Module, strategy: Strategy, settings: ParallelSettings, device: torch.device, precision: str
+    method: nn.Module,
+    networks: Sequence[nn.Module],
+    strategy: Strategy,
+    settings: ParallelSettings,
+    device: torch.device,
+    precision: str,
 ) -> nn.Module:
     """The module whose `forward` trains `method`, which must be on `device` already. Call it before the optimizer is built.
 
-    `fsdp2` changes the method in place: its parameters become DTensors. `precision`: bf16 or fp32, as autocast has it. Weights
-    of blocks then travel in bf16, in which they are used anyway.
+    `networks`: all networks of the method, which `fsdp2` divides in place: their parameters become DTensors. `precision`: bf16
+    or fp32, as autocast has it.
     """
     if strategy == "single":
         return method
-    if strategy == "ddp":
-        replicated = DistributedDataParallel(method, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})  # type: ignore[arg-type]
-        if settings.reduce_precision == "bf16":
-            replicated.register_comm_hook(None, bf16_compress_hook)
-        return replicated
-    _divide(method, settings, device, precision)
-    return method
+    if strategy == "fsdp2":
+        for network in networks:
+            _divide(network, settings, device, precision)
+        return method
+    no_copies: dict[str, Any] = {_SYNC_BUFFERS: False}
+    replicated = DistributedDataParallel(method, gradient_as_bucket_view=True, **no_copies)
+    if settings.reduce_precision == "bf16":
+        replicated.register_comm_hook(None, bf16_compress_hook)
+    return replicated
 
 
-def _divide(method: nn.Module, settings: ParallelSettings, device: torch.device, precision: str) -> None:
-    alone = [name for name, _ in method.named_parameters(recurse=False)]
-    if alone:
-        raise Refusal(
-            f"parallel.strategy=fsdp2 needs all weights in networks, and {', '.join(alone)} belong to the method itself: use "
-            "parallel.strategy=ddp"
-        )
+def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device, precision: str) -> None:
+    """Divides the weights of a network, first of each block, then the others."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no method changes outputs in place
     mesh = init_device_mesh(device.type, (distributed.world_size(),), mesh_dim_names=("processes",))
     reduced = torch.bfloat16 if settings.reduce_precision == "bf16" else torch.float32
-    used = torch.bfloat16 if precision == "bf16" else None
+    # Blocks use their weights in bf16 anyway, so these can travel in it. Autocast of CPUs refuses a LayerNorm of bf16 weights.
+    used = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else None
     of_blocks = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=reduced, cast_forward_inputs=False)
+    for block in (module for module in network.modules() if isinstance(module, Block)):
+        fully_shard(block, mesh=mesh, mp_policy=of_blocks, reshard_after_forward=True)
+    # also the rest: else it would stay whole after a forward without backward, and its average would not move
     of_others = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
-    for network in _networks(method):
-        for block in (module for module in network.modules() if isinstance(module, Block)):
-            fully_shard(block, mesh=mesh, mp_policy=of_blocks, reshard_after_forward=True)
-        # also the root: else its weights would stay whole after a forward without backward, and their average would not move
-        fully_shard(network, mesh=mesh, mp_policy=of_others, reshard_after_forward=True)
-
-
-def _networks(method: nn.Module) -> Iterator[nn.Module]:
-    """The networks of a method: its children, or for a child that only wraps another module, that module."""
-    for child in method.children():
-        inner = list(child.children())
-        wraps_one = len(inner) == 1 and not list(child.parameters(recurse=False))
-        if wraps_one and not isinstance(child, nn.Sequential | nn.ModuleList):
-            yield from _networks(child)
-        elif any(True for _ in child.parameters()):
-            yield child
+    fully_shard(network, mesh=mesh, mp_policy=of_others, reshard_after_forward=True)
 
 
 def accumulate(module: nn.Module, is_last: bool) -> None:

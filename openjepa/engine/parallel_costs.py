@@ -5,11 +5,12 @@ both in two processes.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 
 from openjepa.engine.costs import StepCosts, WeightUnit, stored_bytes
+from openjepa.engine.device import peak_memory
+from openjepa.engine.parallel import Strategy
 
 NUMBER_BYTES = {"fp32": 4, "bf16": 2}
 BUCKET_BYTES = 25 * 2**20
@@ -24,7 +25,7 @@ INSIDE_BLOCK = 0.5
 class Division:
     """How the processes of a run divide a step among themselves."""
 
-    strategy: Literal["single", "ddp", "fsdp2"]
+    strategy: Strategy
     processes: int
     microbatches: int = 1
     """Microbatches of one process in a step."""
@@ -38,7 +39,7 @@ class Division:
         return self.processes if self.strategy == "fsdp2" else 1
 
     def gathered_bytes(self, unit: WeightUnit) -> int:
-        """Bytes of one gathered weight of `unit`. FSDP2 gathers blocks in the precision of their products, the rest in fp32."""
+        """Bytes of one gathered weight of `unit`. On GPUs, FSDP2 gathers blocks in the precision of their products."""
         return NUMBER_BYTES[self.precision] if unit.is_block else 4
 
 
@@ -149,3 +150,21 @@ def sent_bytes(costs: StepCosts, division: Division) -> SentBytes:
     gathered = sum(weights[unit] * division.gathered_bytes(unit) * (2 if unit.is_trained else 1) for unit in costs.units)
     scattered = sum(weights[unit] * reduced for unit in costs.units if unit.is_trained)
     return SentBytes(ring * division.microbatches * gathered, ring * scattered)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimates of one process of a run."""
+
+    trained_parameters: int
+    flops_per_image: float
+    """FLOPs of a training step, 2 per multiply-add."""
+    memory_bytes: float
+    """All parts of `memory_parts`. On a CPU also the memory already in use. Without cached pixels."""
+
+
+def estimate(costs: StepCosts, division: Division, images: int, device: torch.device) -> Estimate:
+    """Estimates what one process needs. `images`: those of a microbatch."""
+    held = peak_memory(device) if device.type == "cpu" else 0
+    memory = memory_parts(costs, division, images, device).total()
+    return Estimate(own_numbers(costs, 1, is_trained=True), costs.step_flops, held + memory)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from openjepa.config import load_run_config
 from openjepa.data.decode import decode_image
-from openjepa.data.passes import choose_workers, parallel_map
+from openjepa.data.loading.workers import parallel_map
+from openjepa.data.passes import choose_workers
 from openjepa.data.source import ListSource
 from openjepa.data.views import NUMBERS_PER_VIEW, crop_and_resize, crop_box, evaluation_view
 from openjepa.engine.device import encode, pooled_features, resolve_device

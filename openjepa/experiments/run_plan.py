@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -17,6 +16,7 @@ from openjepa.config import nearest_names
 from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.source import open_splits
 from openjepa.engine.costs import StepCosts
+from openjepa.engine.parallel import Strategy, choose_strategy
 from openjepa.engine.parallel_costs import Division, MemoryParts, SentBytes, memory_parts, own_numbers, sent_bytes
 from openjepa.experiments.gpu_table import GPUS, PAPER_SHARE, Gpu
 from openjepa.experiments.step_forecast import Machines, StepForecast, forecast_step
@@ -25,8 +25,7 @@ from openjepa.recipes import RECIPES
 from openjepa.refusals import Refusal, refused
 from openjepa.settings.derived import divisors, resolve
 from openjepa.settings.experiments import PlanSettings
-from openjepa.settings.models import Shape
-from openjepa.settings.run import ParallelSettings, RunConfig
+from openjepa.settings.run import RunConfig
 from openjepa.training.startup import count_images, default_view, length_of, step_costs
 
 RESERVED = 0.06
@@ -36,9 +35,6 @@ KEPT_CHECKPOINTS = 3
 DECODE_RATES = {"ijepa": 766.0, "mae": 766.0, "data2vec": 464.0, "dino": 127.0, "ibot": 117.0, "msn": 121.0}
 """Images/s of one core: JPEGs of 500 x 375 pixels to the views of 224 and 96 pixels of a method. I-JEPA and MAE: measured on an
 AMD EPYC, the others on an Intel Xeon (benchmarks/results/README.md)."""
-_Strategy = Literal["single", "ddp", "fsdp2"]
-_DIVIDED_FROM = 6e8
-"""Weights of the encoder's blocks from which `auto` divides them: those of ViT-H, 12 x 32 layers x 1280^2."""
 GPU_DEVICE = torch.device("cuda")
 """Names the kind of device whose attention kernels are planned for. Needs no GPU."""
 
@@ -76,7 +72,7 @@ class WholeRun:
 class WayToTrain:
     """A strategy, with or without recomputation: the largest microbatch that fits into a GPU, and the hours of the run."""
 
-    strategy: _Strategy
+    strategy: Strategy
     recompute: bool
     microbatch: int | None
     """None: not even a single image fits."""
@@ -236,9 +232,9 @@ class _Planner:
         if problems := refused([partial(check, self.config, number)]):
             return GpuColumn(number, machines.nodes, "; ".join(problems))
         config = resolve(self.config, self.run.steps, number)
-        strategies: tuple[_Strategy, ...] = ("single",) if number == 1 else ("ddp", "fsdp2")
+        strategies: tuple[Strategy, ...] = ("single",) if number == 1 else ("ddp", "fsdp2")
         ways = tuple(self._way(config, machines, strategy, recompute) for strategy in strategies for recompute in (False, True))
-        strategy = _choose_strategy(config.parallel, config.model.shape(), GPU_DEVICE.type, number)
+        strategy = choose_strategy(config.parallel, config.model.shape(), GPU_DEVICE.type, number)
         division = self._division(config, machines, strategy, config.run.recompute)
         if division is None:
             problem = _too_large(strategy, config.run.recompute, ways, self.gpu)
@@ -251,24 +247,24 @@ class _Planner:
             within, between = (1e9 * value for value in self.settings.bandwidth)
         return Machines(self.gpu, number, self.settings.gpus_per_node, within, between)
 
-    def _way(self, config: RunConfig, machines: Machines, strategy: _Strategy, recompute: bool) -> WayToTrain:
+    def _way(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> WayToTrain:
         largest = self._largest(config, machines.gpus, strategy, recompute)
         division = self._division(config, machines, strategy, recompute)
         hours = None if division is None else self.run.steps * self._forecast(machines, division, self.run.mfu).total() / 3600
         return WayToTrain(strategy, recompute, largest, hours)
 
-    def _division(self, config: RunConfig, machines: Machines, strategy: _Strategy, recompute: bool) -> Division | None:
+    def _division(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> Division | None:
         """The microbatch of the settings, or the largest below it that fits. None if none fits."""
         share = config.optim.batch_size // machines.gpus
         largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.microbatch_size or share)
         return None if largest is None else self._divided(machines.gpus, share // largest, strategy, recompute)
 
-    def _divided(self, number: int, microbatches: int, strategy: _Strategy, recompute: bool) -> Division:
+    def _divided(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:
         reduced = self.config.parallel.reduce_precision
         return Division(strategy, number, microbatches, self.run.precision, reduced, recompute)
 
     def _largest(
-        self, config: RunConfig, number: int, strategy: _Strategy, recompute: bool, most: float = math.inf
+        self, config: RunConfig, number: int, strategy: Strategy, recompute: bool, most: float = math.inf
     ) -> int | None:
         """The largest microbatch that fits, and has at most `most` images; None if none does."""
         share, limit = config.optim.batch_size // number, (1 - RESERVED) * self.gpu.memory
@@ -315,16 +311,6 @@ class _Planner:
             hours_at_paper_pace=None if slower is None else run.steps * slower.total() / 3600,
             gpu_hours=hours * machines.gpus,
         )
-
-
-def _choose_strategy(settings: ParallelSettings, shape: Shape, device_type: str, processes: int) -> _Strategy:
-    """How `processes` train an encoder of `shape`. `single` in one process, whatever the settings."""
-    if processes == 1:
-        return "single"
-    if settings.strategy != "auto":
-        return settings.strategy
-    is_large = 12 * shape.depth * shape.width**2 >= _DIVIDED_FROM
-    return "fsdp2" if is_large and device_type == "cuda" else "ddp"
 
 
 def _divided_badly(batch: int, number: int) -> str:

@@ -151,7 +151,7 @@ train_on_node() {{
     exec {shlex.quote(settings.python or sys.executable)} -m torch.distributed.run \\
         --nnodes {settings.nodes} --nproc-per-node {settings.processes()} \\
         --rdzv-backend c10d --rdzv-endpoint "$MEETING" --rdzv-id "$SLURM_JOB_ID" \\
-        --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \\
+        --max-restarts {settings.restarts} --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \\
         --log-dir "$LOGS/node$SLURM_NODEID" --redirects 3 --tee 0:3 \\
         -m openjepa train "$@"
 }}

@@ -19,7 +19,7 @@ from openjepa.masks.blocks import check_official_sizes, covered, raster_indices
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.seeds import derive_samples, uniforms
 from openjepa.settings.derived import resolved
-from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.types import BlockMasks
 
 TRIES_PER_TARGET = 20
@@ -149,3 +149,13 @@ class OfficialMultiblock(MaskSampler):
         corners = (numbers * (np.array(self.grid) - sizes)).astype(np.int64)
         blocks = covered(corners, np.broadcast_to(sizes, corners.shape), self.grid)  # [B, M + 1, H, W]
         return (blocks[:, 0] & ~blocks[:, 1:].any(axis=1)).reshape(len(seeds), -1)
+
+
+def microbatch_note(settings: MaskSettings, before: int, now: int) -> str | None:
+    """What to say of a run that goes on with `now` instead of `before` images in a microbatch. None if it changes no masks."""
+    if before == now or not (isinstance(settings, MultiblockSettings) and settings.mode == "official"):
+        return None
+    return (
+        f"a microbatch had {before} images and now has {now}: masks.mode=official draws the images of a microbatch one after "
+        f"another, so that the continued run gets other masks (optim.microbatch_size={before} keeps them)"
+    )

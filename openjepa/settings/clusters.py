@@ -63,6 +63,8 @@ class SlurmSettings:
     """Seconds before the time limit at which training is told to save and end. Must be enough for one checkpoint."""
     requeue: bool = True
     """Put the job back into the queue at its time limit and after a preemption. It continues its run."""
+    restarts: Annotated[int, NOT_NEGATIVE] = 2
+    """Times that torchrun starts all processes again, from the last checkpoint, after one has failed or was killed."""
     seeds: tuple[int, ...] = ()
     """Submit one array of runs with these seeds."""
     array: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_
 from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks, processes_line
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
+from openjepa.methods.teachers import networks
 from openjepa.models.transformer import set_slots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
@@ -124,11 +125,13 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         resources.callback(loader.close)
         method.to(device)
         prepare_blocks(method, config.run)
-        trained = over_processes(method, strategy, config.parallel, device, precision)
+        trained = over_processes(method, networks(method), strategy, config.parallel, device, precision)
         optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
         if found:
             load_checkpoint(found, method, optimizer)
-        writer = resources.enter_context(CheckpointWriter(folder.checkpoints, method, optimizer, config.system.keep_every))
+        waits = config.parallel.timeout_seconds
+        writer = CheckpointWriter(folder.checkpoints, method, optimizer, config.system.keep_every, timeout_seconds=waits)
+        resources.enter_context(writer)
 
         # ------------------------------------------------------------ log, display, monitor
         log = RunLog(folder.path, state.step if found else -1, config.system.tensorboard)

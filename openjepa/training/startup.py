@@ -14,8 +14,10 @@ from openjepa.config import read_object
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
-from openjepa.engine.costs import Estimate, StepCosts, count_step, estimate
+from openjepa.engine.costs import StepCosts, count_step
 from openjepa.engine.device import device_name, memory_limit
+from openjepa.engine.parallel import choose_strategy
+from openjepa.engine.parallel_costs import Division, Estimate, estimate
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
@@ -58,6 +60,14 @@ def build_method(
 def microbatch(config: RunConfig) -> int:
     """Images per forward and backward of one process."""
     return config.optim.microbatch_size or config.optim.batch_size // distributed.world_size()
+
+
+def division_of(config: RunConfig, device: torch.device, precision: str) -> Division:
+    """How the processes that have joined divide a step of the run."""
+    processes = distributed.world_size()
+    strategy = choose_strategy(config.parallel, config.model.shape(), device.type, processes)
+    microbatches = config.optim.batch_size // (microbatch(config) * processes)
+    return Division(strategy, processes, microbatches, precision, config.parallel.reduce_precision, config.run.recompute)
 
 
 def step_costs(
@@ -224,7 +234,7 @@ def introduce(
     origin = f" from {weights_name(config.run.init)}" if config.run.init else ""
     remarks = [*_coupled(config, method), *method.remarks(total_steps)]
     remarks += never_reached(config.method, total_steps, steps_per_epoch)
-    needs = estimate(method, costs, device, precision)
+    needs = estimate(costs, division_of(config, device, precision), microbatch(config), device)
     remarks += _memory(needs, microbatch(config), device)
     return [
         f"recipe     {config.recipe} ({config.preset}), method {config.method.name}, seed {config.run.seed}",
@@ -283,7 +293,7 @@ def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]
         return []
     words = (
         f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}: "
-        f"lower optim.microbatch_size (now {microbatch}) or choose a smaller model.size"
+        f"lower optim.microbatch_size (now {microbatch}), set run.recompute, or choose a smaller model.size"
     )
     if needs.memory_bytes > 2 * limit:
         raise Refusal(words)

@@ -78,7 +78,7 @@ def choose_images(
 
 
 def _head(source: ShardSource, num_records: int) -> _Records:
-    records = (record for shard in range(len(source)) for record in source.read_shard(shard))
+    records = (record.to_send() for shard in range(len(source)) for record in source.read_shard(shard))
     return _Records(list(islice(records, num_records)), source.class_names)
 
 

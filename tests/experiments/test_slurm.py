@@ -229,6 +229,7 @@ def test_every_node_starts_torchrun_on_the_words_of_its_task(printed, tmp_path: 
         options = dict(zip(words[2:begin:2], words[3 : begin + 1 : 2], strict=True))
         assert (setup, cpus, words[:2]) == ("yes", "2", ["-m", "torch.distributed.run"])
         assert options["--rdzv-endpoint"] == "localhost:24242" and options["--rdzv-id"] == JOB
+        assert options["--max-restarts"] == "2"
         assert options["--log-dir"] == f"{tmp_path}/mine-4241_1/node{node}" and options["-m"] == "openjepa"
         assert words[begin + 1 :] == ["train", *trained(text, "1")]
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.walks import COMMANDS, walk, write_images
 
-MOST_FILES = {"train": 76, "evaluate": 41, "embed": 32}
+MOST_FILES = {"train": 78, "evaluate": 42, "embed": 32}
 """The aim is 40 for `evaluate` and `embed`. Files of the work of several processes came on top of it."""
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from openjepa.commands.train import train as train_command
 from openjepa.config import save_yaml
 from openjepa.data.folders.folder import open_folder
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, Splits
-from openjepa.engine import costs as estimates
+from openjepa.engine import parallel_costs as estimates
+from openjepa.engine.costs import StepCosts, WeightUnit
 from openjepa.masks import MASKS
 from openjepa.settings.masks import MultiblockSettings
 from openjepa.settings.run import MonitorSettings, OptimizationSettings
@@ -104,12 +104,17 @@ def test_labels_on_one_side_train_without_the_online_knn(tmp_path: Path, monkeyp
 
 def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "peak_memory", lambda _: 1000)
-    model = nn.Linear(10, 9)  # 99 weights: value, gradient, two moments, and bf16 copies
-    for precision, bytes_per_weight in (("bf16", 18), ("fp32", 16)):
-        costs = estimates.StepCosts({}, 2e9, kept_bytes=640, kept_scores=70)
-        needs = estimates.estimate(model, costs, device=torch.device("cpu"), precision=precision)
+    units = (WeightUnit(((9, 10), (9,)), is_trained=True, is_block=False),)
+    costs = StepCosts({}, 2e9, kept_bytes=640, kept_scores=70, units=units)
+    for precision, bytes_per_weight in (("bf16", 18), ("fp32", 16)):  # value, gradient, two moments, and bf16 copies
+        division = estimates.Division("single", 1, precision=precision)
+        needs = estimates.estimate(costs, division, 1, torch.device("cpu"))
         kept = {"fp32": 640, "bf16": 360 + 2 * 70}[precision]
-        assert needs.memory_bytes == 1000 + kept + bytes_per_weight * 99 and needs.flops_per_image == 2e9
+        assert (
+            needs.memory_bytes == 1000 + kept + bytes_per_weight * 99
+            and needs.flops_per_image == 2e9
+            and needs.trained_parameters == 99
+        )
 
 
 def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openjepa.data.decode import DecodeError, check_side, decode_image
 from openjepa.data.loading.unreadable import skipped_sample
-from openjepa.data.passes import parallel_map
+from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
 from openjepa.refusals import Refusal

@@ -1,8 +1,9 @@
 """The work on one chunk of a microbatch in a worker: reads, decodes and crops images, changes colors, and draws masks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,9 @@ from openjepa.data.loading.unreadable import fill_slots
 from openjepa.data.source import ListSource, ShardRecord, ShardSource
 from openjepa.data.views import NUMBERS_PER_VIEW, Box, crop_and_resize, crop_box, is_mirrored
 from openjepa.operators import shared_bytes
+from openjepa.refusals import few
 from openjepa.seeds import derive, derive_samples, uniforms
+from openjepa.system.patience import Patience, ReadAhead
 from openjepa.types import InputSpec, LoaderPosition, Masks, Skipped
 
 LARGE_FILE = 400_000
@@ -76,6 +79,8 @@ class ChunkResult:
     labels: NDArray[np.int64] | None = None
     names: tuple[str, ...] = ()
     """Names of the samples, if the source is a stream."""
+    num_repeated: int = 0
+    """Number of reads that were repeated."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,12 @@ class ChunkReader:
     cache: PixelCache | None = None
     boxes_only: bool = False
     """True if the crops are made on the device."""
+    patience: Patience = field(default_factory=Patience)
 
     def __call__(self, chunk: Chunk) -> ChunkResult:
         """The crops, labels and masks of the chunk."""
-        numbers = self._numbers(chunk)
+        numbers, repeated_before = self._numbers(chunk), self.patience.num_repeated
+        read = None if self.cache is not None else self._read_ahead(chunk)
         result = ChunkResult(chunk, chunk.slot_ids(), [])
         for name, view in self.inputs.views.items():
             if self.boxes_only:
@@ -106,7 +113,7 @@ class ChunkReader:
             if self.boxes_only:
                 self._fill_boxes(result, slot, place, numbers[slot])
             else:
-                self._fill_views(result, slot, place, numbers[slot])
+                self._fill_views(result, slot, place, numbers[slot], read)
 
         places, result.skipped = fill_slots(chunk.num, len(chunk.ids), fill, lambda place: self._name(chunk, place))
         result.ids = chunk.ids[places]
@@ -115,8 +122,13 @@ class ChunkReader:
                 change_colors(result.views[name].flatten(0, 1), drawn)
         self._add_labels(result, places)
         self._add_masks(result)
+        result.num_repeated = self.patience.num_repeated - repeated_before
         result.chunk = replace(chunk, records=None)  # the bytes of the images need not go back
         return result
+
+    def describe(self, chunk: Chunk) -> str:
+        """What a chunk is, in words: its step and the images of its slots."""
+        return f"step {chunk.step}: {few([self._name(chunk, place) for place in range(chunk.num)])}"
 
     def _numbers(self, chunk: Chunk) -> list[list[float]]:
         """NUMBERS_PER_VIEW uniform numbers for each view of each slot."""
@@ -135,8 +147,12 @@ class ChunkReader:
                 result.boxes[name][index, slot] = (*crop_box(mine, height, width, view), is_mirrored(mine, view))
                 used += NUMBERS_PER_VIEW
 
-    def _fill_views(self, result: ChunkResult, slot: int, place: int, numbers: Sequence[float]) -> None:
-        pixels, (height, width) = self._pixels(result.chunk, place, numbers)
+    def _fill_views(
+        self, result: ChunkResult, slot: int, place: int, numbers: Sequence[float], read: Callable[[int], bytes] | None
+    ) -> None:
+        pixels, (height, width) = (
+            self._cached(int(result.chunk.ids[place])) if read is None else self._pixels(read(place), numbers)
+        )
         used = 0
         for name, view in self.inputs.views.items():
             for index in range(view.count):
@@ -146,12 +162,13 @@ class ChunkReader:
                 result.views[name][index, slot] = crop
                 used += NUMBERS_PER_VIEW
 
-    def _pixels(self, chunk: Chunk, place: int, numbers: Sequence[float]) -> tuple[UInt8[Tensor, "h w 3"], tuple[int, int]]:
+    def _cached(self, index: int) -> tuple[UInt8[Tensor, "h w 3"], tuple[int, int]]:
+        assert self.cache is not None
+        pixels = self.cache.pixels(index)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+
+    def _pixels(self, data: bytes, numbers: Sequence[float]) -> tuple[UInt8[Tensor, "h w 3"], tuple[int, int]]:
         """Pixels of a candidate, and the height and width that boxes refer to: those of the image before any reduction."""
-        if self.cache is not None:
-            pixels = self.cache.pixels(int(chunk.ids[place]))
-            return pixels, (pixels.shape[0], pixels.shape[1])
-        data = self._read(chunk, place)
         size, min_side = (0, 0), 0
         if len(data) > LARGE_FILE:
             size = image_size(data)
@@ -170,6 +187,9 @@ class ChunkReader:
                 needed = max(needed, view.size[0] / height, view.size[1] / width)
                 used += NUMBERS_PER_VIEW
         return int(REDUCED_MARGIN * needed * min(size)) + 1
+
+    def _read_ahead(self, chunk: Chunk) -> ReadAhead[bytes]:
+        return ReadAhead(partial(self._read, chunk), chunk.num, partial(self._name, chunk), self.patience)
 
     def _read(self, chunk: Chunk, place: int) -> bytes:
         try:

@@ -16,7 +16,8 @@ from openjepa.data.loading.cache import MEMORY_SHARE, PixelCache, build_cache, c
 from openjepa.data.loading.chunks import Chunk, ChunkReader, ChunkResult, MaskDrawer
 from openjepa.data.loading.colors import change_colors, draw_colors
 from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_steps
-from openjepa.data.passes import check_shared_memory, parallel_map
+from openjepa.data.loading.workers import parallel_map
+from openjepa.data.passes import check_shared_memory
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
@@ -68,6 +69,8 @@ class TrainingLoader:
         self._running: Generator[ChunkResult, None, None] | None = None
         self.seconds_waited = 0.0
         """Seconds for which whoever takes the microbatches has waited for them. Without workers, the time to make them."""
+        self.reads_repeated = 0
+        """Number of reads of images that were tried again after an error or without an answer."""
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
@@ -105,11 +108,12 @@ class TrainingLoader:
         chunk_size = self._chunk_size()
         per_microbatch = -(-self._plan.microbatch_size // chunk_size)
         chunks = self._chunks(islice(self._steps(start_step, position), num_steps), chunk_size)
-        results = parallel_map(self._reader, chunks, self._workers, ahead=2 * per_microbatch)
+        results = parallel_map(self._reader, chunks, self._workers, 2 * per_microbatch, self._reader.describe)
         self._running = results
         begun = monotonic()
         while parts := list(islice(results, per_microbatch)):
             batch = self._batch(parts)
+            self.reads_repeated += sum(part.num_repeated for part in parts)
             self.seconds_waited += monotonic() - begun
             yield batch
             begun = monotonic()
@@ -149,14 +153,14 @@ class TrainingLoader:
                 first = self._plan.first_slot(microbatch)
                 for start in range(first, first + size, chunk_size):
                     num = min(chunk_size, first + size - start)
-                    candidates = slice(start, start + num + spares)
+                    ids, records = samples.candidates(start, num, spares)
                     yield Chunk(
                         step=samples.step,
                         epoch=samples.position.epoch,
                         num=num,
-                        ids=samples.ids[candidates],
+                        ids=ids,
                         next_position=after,
-                        records=None if samples.records is None else samples.records[candidates],
+                        records=records,
                         mask_ids=samples.ids[first : first + size] if start == first else None,
                         group=self._plan.group(microbatch),
                     )

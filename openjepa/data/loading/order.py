@@ -11,10 +11,10 @@ from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples
 from openjepa.types import LoaderPosition
 
-LIST_SPARES = 256
-"""Number of samples after a chunk that may replace unreadable ones in it, for lists. Only their indices are sent to workers."""
+SPARES = 256
+"""Number of samples after a chunk that may replace unreadable ones in it."""
 STREAM_SPARES = 16
-"""The same number for streams, whose image bytes are sent to workers."""
+"""Number of them that are sent to workers for streams, whose records may hold images: the first ones that have one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,21 @@ class Samples:
     records: tuple[ShardRecord, ...] | None = None
     """The record of each of `ids`, if the source is a stream."""
 
+    def candidates(self, start: int, num: int, num_spares: int) -> tuple[NDArray[np.int64], tuple[ShardRecord, ...] | None]:
+        """The samples of the slots from `start` to `start + num`, and the spares after them, as they are sent to a worker."""
+        stop = start + num + num_spares
+        if self.records is None:
+            return self.ids[start:stop], None
+        records, places = [record.to_send() for record in self.records[start : start + num]], list(range(start, start + num))
+        for place in range(start + num, stop):
+            spare = self.records[place].to_send()
+            if spare.problem is None:
+                records.append(spare)
+                places.append(place)
+            if len(places) == num + STREAM_SPARES:
+                break
+        return self.ids[places], tuple(records)
+
 
 def permutation(seed: int, epoch: int, num: int, part: int = 0) -> NDArray[np.int64]:
     """The order of `num` samples in an epoch. They are sorted by a hash of (seed, epoch, part, sample)."""
@@ -84,7 +99,7 @@ def list_steps(num_samples: int, batch_size: int, seed: int, start: LoaderPositi
     while True:
         order = permutation(seed, epoch, num_samples)
         while offset + batch_size <= num_samples:
-            slots = np.arange(offset, offset + batch_size + LIST_SPARES) % num_samples
+            slots = np.arange(offset, offset + batch_size + SPARES) % num_samples
             yield Samples(step, LoaderPosition(epoch, offset), order[slots])
             step, offset = step + 1, offset + batch_size
         epoch, offset = epoch + 1, 0
@@ -99,13 +114,13 @@ def shard_steps(
         pending: list[ShardRecord] = []
         for record in _shuffled_records(source, window, seed, epoch, offset):
             pending.append(record)
-            if len(pending) == batch_size + STREAM_SPARES:
+            if len(pending) == batch_size + SPARES:
                 yield _stream_samples(step, epoch, offset, pending)
                 del pending[:batch_size]
                 step, offset = step + 1, offset + batch_size
         while len(pending) >= batch_size:  # the end of the epoch: the step's own first samples serve as spares
-            wrapped = pending + pending[:batch_size] * (STREAM_SPARES // batch_size + 1)
-            yield _stream_samples(step, epoch, offset, wrapped[: batch_size + STREAM_SPARES])
+            wrapped = pending + pending[:batch_size] * (SPARES // batch_size + 1)
+            yield _stream_samples(step, epoch, offset, wrapped[: batch_size + SPARES])
             del pending[:batch_size]
             step, offset = step + 1, offset + batch_size
         if offset == 0:
@@ -124,7 +139,7 @@ def _shuffled_records(source: ShardSource, window: int, seed: int, epoch: int, s
     to_skip = first_window * window
     number, held = first_window, []
     for shard in permutation(seed, epoch, len(source)).tolist():
-        for record in source.read_shard(shard):
+        for record in _records(source, shard):
             if to_skip:
                 to_skip -= 1
                 continue
@@ -135,3 +150,14 @@ def _shuffled_records(source: ShardSource, window: int, seed: int, epoch: int, s
                 number, held, skip_inside = number + 1, [], 0
     order = permutation(seed, epoch, len(held), part=number + 1)
     yield from (held[index] for index in order[skip_inside:].tolist())
+
+
+def _records(source: ShardSource, shard: int) -> Iterator[ShardRecord]:
+    """The records of a shard. Raises Refusal if it cannot be reached, because to go on without it would change the order."""
+    try:
+        yield from source.read_shard(shard)
+    except OSError as error:
+        raise Refusal(
+            f"a shard of the data cannot be reached ({error}). Start the run again when it is back: it continues from its last "
+            "checkpoint"
+        ) from error

@@ -32,14 +32,17 @@ def _fill_slot(
 ) -> tuple[int, Skipped | None]:
     """The place that a slot was filled from, and why its own candidate was unusable."""
     own: Skipped | None = None
+    is_gone = True
     for place in range(slot, num_candidates):
         try:
             fill(slot, place)
             return place, own
         except (DecodeError, OSError) as error:
             own = own or skipped_sample(name(slot), error)
+            is_gone = is_gone and isinstance(error, OSError)
     reason = "" if own is None else own.reason
-    raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}")
+    advice = ". Is the folder still there, and its file system mounted?" if is_gone else ""
+    raise Refusal(f"{num_candidates - slot} images in a row cannot be used; the first is {name(slot)}: {reason}{advice}")
 
 
 def skipped_sample(name: str, error: Exception) -> Skipped:

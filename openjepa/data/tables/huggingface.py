@@ -175,7 +175,7 @@ def _check_first(source: ShardSource, what: str) -> None:
         try:
             decode_image(record.read())
             return
-        except Refusal as error:
+        except (Refusal, OSError) as error:
             reasons.append(f"{record.name}: {error}")
     if not reasons:
         raise Refusal(f"{what} holds no rows")

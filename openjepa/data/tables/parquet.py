@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openjepa.data.decode import DecodeError
-from openjepa.data.source import ListSource, ShardRecord, ShardSource, joined_stamps
+from openjepa.data.source import ListSource, ShardRecord, ShardSource, UnreadImage, file_stamp, joined_stamps
 from openjepa.data.tables.arrow import (
     EXAMPLE_ROWS,
     ArrowSource,
@@ -23,14 +24,18 @@ from openjepa.data.tables.arrow import (
     row_name,
 )
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
+from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.machine import available_memory
+from openjepa.system.patience import may_pass, read_patiently
 
 IN_MEMORY_SHARE = 0.25
 """Images that take at most this share of the free memory, uncompressed, are read into memory. Others are mapped."""
 BATCH_BYTES = 64 * 2**20
 """Number of bytes that are read at a time, on average."""
+BUFFER_BYTES = 2**20
+"""Number of bytes of a stream's file that are read at a time. Without it, the images of a whole row group would be."""
 BATCH_ROWS = 256
 """Largest number of rows that are read at a time. Repeated images take little space in a file, but all of it in memory."""
 
@@ -46,7 +51,7 @@ class ParquetReader(SplitReader):
 
     def open_list(self, split: str) -> ListSource:
         """The images of a split: in memory if they fit, or else mapped from Arrow files that are prepared once."""
-        files, image = tuple(self._files[split]), self._columns(split).image
+        files, image = tuple(all_on_disk(self._files[split])), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
         limit = int(IN_MEMORY_SHARE * available_memory())
         rows = partial(fitting_rows, limit=limit) if needed <= limit else mapped_rows
@@ -58,7 +63,7 @@ class ParquetReader(SplitReader):
         if columns.label is None:
             return None
         title = f"data.label_column={columns.label!r} of the split {split!r}"
-        parts = [_labels(file, columns.label) for file in self._files[split]]
+        parts = [_labels(file, columns.label) for file in all_on_disk(self._files[split])]
         return from_arrow(title, _joined(parts, title), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
@@ -66,7 +71,7 @@ class ParquetReader(SplitReader):
         return ParquetShards(tuple(self._files[split]), self._columns(split), split)
 
     def _columns(self, split: str) -> Columns:
-        file = self._files[split][0]
+        file = str(on_disk(self._files[split][0]))
         with _opened(file) as parquet:
             return choose_columns(parquet.schema_arrow, self._settings, partial(_first_values, file))
 
@@ -93,18 +98,30 @@ def _opened(file: str) -> Iterator[Any]:
         yield parquet
 
 
-def _batches(file: str, parquet: Any, name: str) -> Iterator[Any]:
-    """The rows of a column in small batches. A whole row group may be more than Arrow can hold in one array."""
+def _batches(file: str, parquet: Any, name: str, part: str | None = None, groups: range | None = None) -> Iterator[Any]:
+    """The rows of a column in small batches. A whole row group may be more than Arrow can hold in one array.
+
+    `part`: the only field of a column of structs to be read. `groups`: the only row groups to be read.
+    """
     _type_of(file, parquet, name)
-    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-    largest = max((_group_bytes(group, [name]) // max(1, group.num_rows) for group in groups), default=0)
-    rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
     try:
-        batches = parquet.iter_batches(batch_size=rows, columns=[name])
+        batches = parquet.iter_batches(
+            batch_size=_rows_at_a_time(parquet, name),
+            columns=[f"{name}.{part}" if part else name],
+            row_groups=None if groups is None else list(groups),
+        )
         while (batch := next(batches, None)) is not None:
             yield batch
     except (pa.ArrowException, OSError) as error:
+        if may_pass(error):
+            raise
         raise _unreadable(file, error) from error
+
+
+def _rows_at_a_time(parquet: Any, name: str) -> int:
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+    largest = max((_group_bytes(group, [name]) // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, largest)))
 
 
 def _type_of(file: str, parquet: Any, name: str) -> Any:
@@ -159,11 +176,15 @@ def _write_images(file: str, image: str, target: Path) -> None:
 
 
 def _labels(file: str, name: str) -> Any:
-    """The label column of a file. Arrow's different types of text become one."""
     with _opened(file) as parquet:
-        kind = _type_of(file, parquet, name)
-        column = pa.chunked_array([decoded(batch.column(name)) for batch in _batches(file, parquet, name)], kind)
-        return column.cast(pa.large_string()) if is_text(kind) else column
+        return _label_values(file, parquet, name)
+
+
+def _label_values(file: str, parquet: Any, name: str) -> Any:
+    """The label column of a file. Arrow's different types of text become one."""
+    kind = _type_of(file, parquet, name)
+    column = pa.chunked_array([decoded(batch.column(name)) for batch in _batches(file, parquet, name)], kind)
+    return column.cast(pa.large_string()) if is_text(kind) else column
 
 
 def _joined(parts: list[Any], title: str) -> Any:
@@ -183,7 +204,7 @@ def _first_values(file: str, name: str) -> list[object]:
 
 
 class ParquetShards(ShardSource):
-    """Parquet files, read from front to back."""
+    """Parquet files. The images of a row group are read when one of them is needed."""
 
     def __init__(self, files: tuple[str, ...], columns: Columns, title: str) -> None:
         """`title` is the name of the records in messages."""
@@ -191,33 +212,144 @@ class ParquetShards(ShardSource):
         self._columns = columns
         self._title = title
         self.class_names = columns.class_names
-        self.stamp = joined_stamps(files)
+        self.stamp = stamps_of(files)
 
     def __len__(self) -> int:
         """Number of files."""
         return len(self._files)
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The rows of a file. If the rest of it cannot be read, the last record has no image but the reason."""
-        title, row = f"{self._title} shard {shard}", 0
+        """The rows of a file. If they cannot be listed, the only record has no image but the reason."""
+        title, file = f"{self._title} shard {shard}", str(on_disk(self._files[shard]))
         try:
-            for images, labels in self._pieces(self._files[shard]):
-                for place in range(len(images)):
-                    yield _record(row_name(title, row, images.path(place)), images, place, labels[row] if labels else None)
-                    row += 1
+            listed = read_patiently(partial(_list_rows, file, self._columns), file)
         except Refusal as error:
-            yield ShardRecord(row_name(title, row, None), b"", problem=str(error))
+            yield ShardRecord(row_name(title, 0, None), b"", problem=str(error))
+            return
+        row = 0
+        for number in range(listed.metadata.num_row_groups):
+            group = _Group(listed, number)
+            for place in range(listed.metadata.row_group(number).num_rows):
+                name = row_name(title, row, listed.paths[row] if listed.paths else None)
+                label = stream_label(listed.labels[row] if listed.labels else None)
+                yield ShardRecord(name, _Row(group.piece(place), place % listed.piece_rows), label)
+                row += 1
 
-    def _pieces(self, file: str) -> Iterator[tuple[ImageRows, list[Any] | None]]:
-        """Some rows at a time, each time with the labels of the whole file."""
-        image, label = self._columns.image, self._columns.label
-        labels = None if label is None else _labels(file, label).to_pylist()
-        for images in read_image_column((file,), image):
-            yield images, labels
+
+@dataclass(frozen=True)
+class _ListedRows:
+    """What is known of the rows of a Parquet file before their images are read."""
+
+    file: str
+    stamp: bytes
+    metadata: Any
+    image: str
+    """Name of the image column."""
+    labels: list[Any] | None
+    paths: list[str | None] | None
+    piece_rows: int
+    """Number of rows whose images are read at a time."""
+
+    def open(self) -> Any:
+        """The file, opened. Raises Refusal if it has changed since its rows were listed."""
+        if file_stamp(self.file) != self.stamp:
+            raise Refusal(f"{self.file} has changed since its rows were listed")
+        return _open_shard(self.file, self.metadata)
 
 
-def _record(name: str, images: ImageRows, place: int, label: object) -> ShardRecord:
+def _list_rows(file: str, columns: Columns) -> _ListedRows:
+    """Raises Refusal if the file is damaged where its rows are listed, and OSError if it cannot be reached."""
+    stamp = file_stamp(file)
+    with _open_shard(file) as parquet:
+        labels = None if columns.label is None else _label_values(file, parquet, columns.label).to_pylist()
+        paths = _paths(file, parquet, columns.image)
+        return _ListedRows(file, stamp, parquet.metadata, columns.image, labels, paths, _rows_at_a_time(parquet, columns.image))
+
+
+def _open_shard(file: str, metadata: Any = None) -> Any:
     try:
-        return ShardRecord(name, images.read(place), stream_label(label))
-    except (DecodeError, OSError) as error:
-        return ShardRecord(name, b"", stream_label(label), problem=str(error))
+        # not mapped: a mapped file that is cut or goes away would end the process
+        return pq.ParquetFile(file, metadata=metadata, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except pa.ArrowException as error:
+        raise _unreadable(file, error) from error
+
+
+def _paths(file: str, parquet: Any, image: str) -> list[str | None] | None:
+    """The paths in the image column, without the images. None if the column has none."""
+    kind = _type_of(file, parquet, image)
+    is_field = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+    if not is_field and not is_text(kind):
+        return None
+    pieces = (ImageRows(batch.column(0)) for batch in _batches(file, parquet, image, "path" if is_field else None))
+    return [rows.path(row) for rows in pieces for row in range(len(rows))]
+
+
+class _Piece:
+    """Some rows of a row group."""
+
+    def __init__(self, group: "_Group", number: int) -> None:
+        self.group, self.number = group, number
+        self.images: ImageRows | None = None
+        """None until they are read."""
+
+
+@dataclass(frozen=True)
+class _Row(UnreadImage):
+    """The image of a row, which is read together with its piece."""
+
+    is_portable = False
+    piece: _Piece
+    place: int
+
+    def read(self) -> bytes:
+        """Raises OSError or Refusal if there is no image."""
+        if self.piece.images is None:
+            self.piece.group.read_to(self.piece.number)
+        assert self.piece.images is not None
+        return self.piece.images.read(self.place)
+
+
+class _Group:
+    """A row group. The images of its pieces are read in order, up to one that is needed. Pieces that nobody uses are left."""
+
+    def __init__(self, listed: _ListedRows, number: int) -> None:
+        self._listed, self._number = listed, number
+        self._pieces: list[ReferenceType[_Piece]] = []
+        self._rows: Iterator[ImageRows] = iter(())
+        self._num_read = 0
+        self._problem: Refusal | None = None
+
+    def piece(self, place: int) -> _Piece:
+        """The piece of the row `place`. Call it for one row after the other."""
+        known = self._pieces[-1]() if place % self._listed.piece_rows else None
+        if known is None:
+            known = _Piece(self, len(self._pieces))
+            self._pieces.append(ref(known))
+        return known
+
+    def read_to(self, number: int) -> None:
+        """Reads all pieces up to `number` that are in use. Raises Refusal if they cannot be read, now or later again."""
+        if self._problem is None:
+            try:
+                return read_patiently(partial(self._read_to, number), self._listed.file)
+            except (OSError, Refusal) as error:
+                self._problem = error if isinstance(error, Refusal) else _unreadable(self._listed.file, error)
+        raise self._problem
+
+    def _read_to(self, number: int) -> None:
+        rows, self._rows = self._rows, iter(())  # after an error, a repetition begins at the first piece
+        if self._num_read == 0:
+            rows = self._all_rows()
+        first, self._num_read = self._num_read, 0
+        for place in range(first, number + 1):
+            images = next(rows)
+            piece = self._pieces[place]()
+            if piece is not None:
+                piece.images = images
+        self._rows, self._num_read = rows, number + 1
+
+    def _all_rows(self) -> Iterator[ImageRows]:
+        listed, folder = self._listed, str(Path(self._listed.file).parent)
+        with listed.open() as parquet:
+            for batch in _batches(listed.file, parquet, listed.image, groups=range(self._number, self._number + 1)):
+                yield ImageRows(batch.column(0), folder)

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from openjepa.config import value_in
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.source import FilePart, JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp
 from openjepa.data.tables.arrow import SplitReader, prepared_file, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
+from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 
@@ -117,11 +118,12 @@ class TarReader(SplitReader):
 
     def open_list(self, split: str) -> ListSource:
         """The samples of a split, read from their positions in the tars. A compressed tar is unpacked once, into the cache."""
-        return TarSource(split, self._files[split], [self._index(file) for file in self._files[split]])
+        files = all_on_disk(self._files[split])
+        return TarSource(split, files, [self._index(file) for file in files])
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels of a split, from the index. Labels from `.cls` are numbers if all of them are."""
-        words = _words([self._index(file) for file in self._files[split]], "label")
+        words = _words([self._index(file) for file in all_on_disk(self._files[split])], "label")
         if not any(words):
             return None
         numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
@@ -136,23 +138,25 @@ class TarReader(SplitReader):
 
     def _class_names(self, split: str) -> tuple[str, ...] | None:
         """The names of the classes, from the first tar. They belong to `.cls`, not to labels that a setting names."""
-        return _class_names_in(self._files[split][0]) if self._fields.label in (None, CLASS_FIELD) else None
+        return _class_names_in(on_disk(self._files[split][0])) if self._fields.label in (None, CLASS_FIELD) else None
 
     def _index(self, file: str) -> Any:
-        """Names, positions, labels and problems of the samples of a tar. Read once, then kept in the cache."""
-        place = prepared_file(
-            Path(file), f"index {INDEX_VERSION} {self._fields}", partial(_write_index, Path(file), self._fields)
-        )
-        with pa.OSFile(str(place)) as opened:
-            return pa.ipc.open_file(opened).read_all()
+        return _index(Path(file), self._fields)
 
 
-def _class_names_in(file: str) -> tuple[str, ...] | None:
+def _index(file: Path, fields: _Fields) -> Any:
+    """Names, positions, labels and problems of the samples of a tar. Read once, then kept in the cache."""
+    place = prepared_file(file, f"index {INDEX_VERSION} {fields}", partial(_write_index, file, fields))
+    with pa.OSFile(str(place)) as opened:
+        return pa.ipc.open_file(opened).read_all()
+
+
+def _class_names_in(file: Path) -> tuple[str, ...] | None:
     """The names of the classes with which a tar begins. None if it begins with anything else."""
     names: Any = None
     with (
         suppress(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),  # what is damaged is said when it is read
-        _open(Path(file)) as stream,
+        _open(file) as stream,
         tarfile.open(fileobj=stream, mode="r:") as tar,
     ):
         info = tar.next()
@@ -162,9 +166,15 @@ def _class_names_in(file: str) -> tuple[str, ...] | None:
 
 
 def _write_index(file: Path, fields: _Fields, target: Path) -> None:
+    table = _listed(file, fields)
+    with pa.ipc.new_file(str(target), table.schema) as writer:
+        writer.write_table(table)
+
+
+def _listed(file: Path, fields: _Fields) -> Any:
     found = list(_samples(unpacked(file), fields, with_images=False))
     images = [sample.image for sample in found]
-    table = pa.table(
+    return pa.table(
         {
             "name": _texts(sample.name for sample in found),
             "offset": pa.array([image.offset if image else 0 for image in images], pa.int64()),
@@ -173,8 +183,6 @@ def _write_index(file: Path, fields: _Fields, target: Path) -> None:
             "problem": _texts(sample.problem for sample in found),
         }
     )
-    with pa.ipc.new_file(str(target), table.schema) as writer:
-        writer.write_table(table)
 
 
 def _texts(words: Iterable[str | None]) -> Any:
@@ -328,7 +336,7 @@ def _numbers(indices: list[Any], name: str) -> NDArray[np.int64]:
 
 
 class TarShards(ShardSource):
-    """Tars, read from front to back."""
+    """Tars, whose samples are listed from front to back."""
 
     def __init__(self, files: tuple[str, ...], fields: _Fields, title: str, class_names: tuple[str, ...] | None) -> None:
         """`title` is the name of the records in messages."""
@@ -336,18 +344,33 @@ class TarShards(ShardSource):
         self._fields = fields
         self.class_names = class_names
         self._title = title
-        self.stamp = joined_stamps(files)
+        self.stamp = stamps_of(files)
 
     def __len__(self) -> int:
         """Number of tars."""
         return len(self._files)
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
-        """The samples of a tar. If the rest of it cannot be read, the last record has no image but the reason."""
-        for row, sample in enumerate(_samples(Path(self._files[shard]), self._fields, with_images=True)):
-            name = row_name(f"{self._title} shard {shard}", row, sample.name)
-            data = sample.image.data if sample.image is not None else None
-            yield ShardRecord(name, data or b"", _number(sample.label), sample.problem)
+        """The samples of a tar. If the rest of it cannot be read, the last record has no image but the reason.
+
+        The images of a plain tar are not read, but only their places, which stay in the cache. A compressed tar is read whole.
+        """
+        file, title = on_disk(self._files[shard]), f"{self._title} shard {shard}"
+        if _is_compressed(file):
+            for row, sample in enumerate(_samples(file, self._fields, with_images=True)):
+                data = sample.image.data if sample.image is not None else None
+                yield ShardRecord(row_name(title, row, sample.name), data or b"", _number(sample.label), sample.problem)
+            return
+        stamp = file_stamp(file)
+        try:
+            index = _index(file, self._fields)
+        except OSError:  # if it is the cache that cannot be written, a stream does without
+            index = _listed(file, self._fields)
+        names, labels, problems = (_words([index], name) for name in ("name", "label", "problem"))
+        offsets, sizes = (index.column(name).to_pylist() for name in ("offset", "size"))
+        for row, name in enumerate(names):
+            part = FilePart(file, offsets[row], sizes[row], stamp)
+            yield ShardRecord(row_name(title, row, name), part, _number(labels[row]), problems[row])
 
 
 def _number(label: str | None) -> int | None:

@@ -23,14 +23,8 @@ from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openjepa.data.passes import (
-    EVALUATION_CHUNK,
-    ImageRecord,
-    check_shared_memory,
-    choose_workers,
-    evaluation_views,
-    parallel_map,
-)
+from openjepa.data.loading.workers import parallel_map
+from openjepa.data.passes import EVALUATION_CHUNK, ImageRecord, check_shared_memory, choose_workers, evaluation_views
 from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource
 from openjepa.engine.device import Moving, supports_bf16, thread_pool
 from openjepa.inference.embedding.embed_plan import EmbedPlan, Part, Source
@@ -121,7 +115,7 @@ def tasks_of(part: Part, source: Source) -> Iterator[EmbedTask]:
 
 
 def _shard_tasks(part: Part, source: ShardSource) -> Iterator[EmbedTask]:
-    records = iter(source.read_shard(part.first))
+    records = (record.to_send() for record in source.read_shard(part.first))
     first, chunk = 0, tuple(islice(records, EVALUATION_CHUNK))
     while True:
         following = tuple(islice(records, EVALUATION_CHUNK))

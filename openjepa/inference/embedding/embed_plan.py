@@ -6,6 +6,7 @@ The manifest records all of it, so that a repeated command is recognized.
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -232,7 +233,9 @@ def _hash(source: Source) -> str:
         return source_hash(source)[:12]
     digest = hashlib.sha256(f"{len(source)} {source.num_records}".encode())
     for record in islice(source.read_shard(0), 1):
-        digest.update(record.name.encode(errors="surrogateescape") + record.data)
+        digest.update(record.name.encode(errors="surrogateescape"))
+        with suppress(ValueError, OSError):
+            digest.update(record.read())
     return digest.hexdigest()[:12]
 
 

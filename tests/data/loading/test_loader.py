@@ -11,6 +11,7 @@ import torch
 
 from openjepa.data.decode import decode_image
 from openjepa.data.loading import loader as loader_module
+from openjepa.data.loading import order
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
 from openjepa.data.source import ListSource, ShardRecord, open_splits
@@ -213,13 +214,14 @@ def test_time_spent_waiting_for_data_is_counted(images: ListSource, monkeypatch:
                 yield record
 
     monkeypatch.setattr(loader_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(order, "SPARES", 16)
     settings = HuggingFaceSettings(image_size=16, window=1)
     loader = TrainingLoader(Slow(images, (45,)), settings, INPUTS, RecordingSampler(), BatchPlan(4, 4), SEED, 0, CPU)
     waited = []
     for _ in loader.iterate(0, START, 3):
         waited.append(loader.seconds_waited)
         now[0] += 100.0
-    assert waited == [20.0, 24.0, 28.0], "a step of four and sixteen spares, then four more each"
+    assert waited == [20.0, 24.0, 28.0], "a step of four and the spares, then four more each"
 
 
 def test_starting_workers_leaves_the_global_generator_alone(images: ListSource) -> None:

@@ -15,7 +15,8 @@ from openjepa.data.loading import cache as cache_module
 from openjepa.data.loading import loader as loader_module
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
-from openjepa.data.passes import check_shared_memory, choose_workers, evaluation_batches, parallel_map
+from openjepa.data.loading.workers import parallel_map
+from openjepa.data.passes import check_shared_memory, choose_workers, evaluation_batches
 from openjepa.data.source import ListSource, ShardRecord
 from openjepa.data.views import evaluation_view
 from openjepa.settings.sources import FolderSettings

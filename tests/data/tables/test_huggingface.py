@@ -125,7 +125,7 @@ def test_webdataset_tars_as_a_list_and_as_a_stream(tmp_path: Path) -> None:
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource) and len(stream) == 2
     records = [record for shard in range(2) for record in stream.read_shard(shard)]
-    assert [record.data for record in records] == [png(seed) for seed in range(9)]
+    assert [record.read() for record in records] == [png(seed) for seed in range(9)]
     assert [record.label for record in records] == [seed % 2 for seed in range(9)]
 
 
@@ -136,7 +136,7 @@ def test_streamed_parquet_has_a_shard_per_file_and_a_listed_test_split(tmp_path:
     splits = opened(tmp_path, streaming=True)
     assert isinstance(splits.train, ShardSource) and len(splits.train) == 3
     assert splits.train.class_names == tuple(NAMES)
-    assert [record.data for record in splits.train.read_shard(2)] == [png(seed) for seed in range(20, 24)]
+    assert [record.read() for record in splits.train.read_shard(2)] == [png(seed) for seed in range(20, 24)]
     assert [record.name for record in splits.train.read_shard(1)][1] == "train shard 1 row 1 (11.png)"
     check(splits.test, range(2))
     with pytest.raises(ValueError, match="max_images needs a list"):
@@ -147,7 +147,7 @@ def test_undeclared_columns_can_be_streamed_too(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", range(4), declared=False)
     source = opened(tmp_path, streaming=True).train
     assert isinstance(source, ShardSource)
-    assert [record.data for record in source.read_shard(0)] == [png(seed) for seed in range(4)]
+    assert [record.read() for record in source.read_shard(0)] == [png(seed) for seed in range(4)]
 
 
 @pytest.mark.parametrize(

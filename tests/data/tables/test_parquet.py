@@ -89,7 +89,13 @@ def test_a_missing_file_is_one_unreadable_row(tmp_path: Path) -> None:
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource)
     records = list(stream.read_shard(0))
-    assert records[0].read() == png(0) and "1.png" in str(records[1].problem) and records[2].problem == "the row has no image"
+    assert records[0].read() == png(0)
+    with pytest.raises(FileNotFoundError, match=r"1\.png"):
+        records[1].read()
+    with pytest.raises(Refusal, match="the row has no image"):
+        records[2].read()
+    sent = [record.to_send() for record in records]
+    assert sent[0].data == png(0) and "1.png" in str(sent[1].problem) and sent[2].problem == "the row has no image"
 
 
 def test_words_that_are_no_paths_are_no_images(tmp_path: Path) -> None:
@@ -141,20 +147,23 @@ def test_what_cannot_be_read_names_its_file(tmp_path: Path) -> None:
             opened(tmp_path)
 
 
-def test_damage_is_one_unreadable_record_of_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_of_a_row_group_costs_a_stream_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
     pq.write_table(pa.table({"image": IMAGES}), tmp_path / "train.parquet", row_group_size=2, compression="zstd")
     damaged = bytearray((tmp_path / "train.parquet").read_bytes())
-    start = pq.read_metadata(tmp_path / "train.parquet").row_group(1).column(0).dictionary_page_offset
+    start = pq.read_metadata(tmp_path / "train.parquet").row_group(0).column(0).dictionary_page_offset
     damaged[start : start + 20] = b"\xff" * 20
     (tmp_path / "train.parquet").write_bytes(damaged)
     with pytest.raises(Refusal, match=r"train.parquet cannot be read as Parquet"):
         opened(tmp_path)
     stream = opened(tmp_path, streaming=True).train
     assert isinstance(stream, ShardSource)
-    *whole, last = stream.read_shard(0)
-    assert [record.read() for record in whole] == IMAGES[:2]
-    assert "train.parquet cannot be read as Parquet" in str(last.problem)
+    *bad, third, fourth = stream.read_shard(0)
+    assert [third.read(), fourth.read()] == IMAGES[2:4]
+    for record in bad:
+        with pytest.raises(Refusal, match=r"train.parquet cannot be read as Parquet"):
+            record.read()
+        assert "train.parquet cannot be read as Parquet" in str(record.to_send().problem)
 
 
 def test_label_columns_hold_classes(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path)
     log = RunLog(tmp_path, 0, tensorboard=False)
     for step in (10, 20, 30):
         log.write("train", step, {"loss": float(step), "nan": math.nan})
-        log.write_skipped(step, [Skipped(f"{step}.jpg", "truncated: 3 bytes", "truncated")])
+        log.write_skipped([(step, Skipped(f"{step}.jpg", "truncated: 3 bytes", "truncated"))])
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a kill in the middle of a line

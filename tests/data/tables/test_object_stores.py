@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from openjepa.settings.sources import FolderSettings
 from openjepa.system.patience import Patience
 from tests.helpers.loading import load, same
 from tests.helpers.packs import content, packed, write_photos
+from tests.helpers.processes import in_process
 from tests.helpers.tables import offline as offline
 from tests.helpers.tables import opened
 
@@ -124,6 +126,23 @@ def test_a_copy_is_made_once_and_again_if_the_file_changes(shards: Path, tmp_pat
     second_shard = content(opened(shards / "train-00001-of-00004.tar", test_fraction=0.0).train)
     assert content(changed)[:7] == second_shard and isinstance(changed, ListSource)
     assert changed.fingerprint != first.fingerprint
+
+
+def test_processes_share_a_copy(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+
+    def slow(store: Flaky, path: str, **options: Any) -> bytes:
+        with asked.open("a") as file:
+            file.write(f"{path}\n")
+        time.sleep(0.2)
+        return MemoryFileSystem.cat_file(store, path, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Flaky, "cat_file", slow)
+    processes = [in_process(lambda: object_stores.on_disk(f"flaky://bucket/shards/{SHARD}")) for _ in range(3)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert asked.read_text() == f"/bucket/shards/{SHARD}\n" and copies(tmp_path) == [SHARD]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- faults

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal, needed_for
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, the first one prints
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

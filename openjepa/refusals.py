@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "data": ("datasets", "pyarrow"),
+    "data": ("datasets", "pyarrow", "fsspec"),
     "scenes": ("mitsuba", "drjit"),
     "eval": ("scipy",),
     "report": ("matplotlib", "jinja2", "markupsafe"),

@@ -21,6 +21,7 @@ import openjepa
 from openjepa.config import difference, load_run_config, log_lines, number, read_object, readable, save_yaml
 from openjepa.engine import distributed
 from openjepa.engine.device import device_name
+from openjepa.masks.official_draws import microbatch_note
 from openjepa.records import Environment, read_environment, read_summary, seconds_of_steps
 from openjepa.refusals import Refusal, require_package
 from openjepa.settings.run import RunConfig
@@ -103,7 +104,7 @@ def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: s
         if has_begun(path):
             processes = read_summary(read_object(path / "summary.json") or {}).processes or 1
             _check_same_run(path, config, processes)
-            notes = _check_same_processes(processes) + _check_same_machine(path, device, precision)
+            notes = _check_same_processes(path, config, processes) + _check_same_machine(path, device, precision)
     except BaseException:
         lock.release()
         raise
@@ -240,6 +241,9 @@ def _next_free(path: Path) -> Path:
 
 def _lock(path: Path) -> Claim:
     claim = take(path / ".lock")
+    if claim is None:  # `openjepa runs` may just be looking at it, which takes no time
+        time.sleep(0.1)
+        claim = take(path / ".lock")
     if claim is None:
         raise Refusal(f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh")
     # forked data workers would keep the lock after this process is killed
@@ -268,15 +272,19 @@ def _check_same_run(path: Path, config: RunConfig, processes: int) -> None:
         )
 
 
-def _check_same_processes(before: int) -> tuple[str, ...]:
-    """A note if the last session had another number of processes than this one."""
+def _check_same_processes(path: Path, config: RunConfig, before: int) -> tuple[str, ...]:
+    """Notes if the last session had another number of processes than this one."""
     now = distributed.world_size()
     if before == now:
         return ()
-    return (
+    note = (
         f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops "
-        "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise",
+        "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise"
     )
+    optim, size = load_run_config(path / "config.yaml").optim, config.optim.batch_size
+    sizes = (optim.microbatch_size or size // before, config.optim.microbatch_size or size // now)
+    of_masks = microbatch_note(config.masks, *sizes)
+    return (note,) if of_masks is None else (note, of_masks)
 
 
 def _check_same_machine(path: Path, device: torch.device, precision: str) -> tuple[str, ...]:

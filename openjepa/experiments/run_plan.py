@@ -131,10 +131,10 @@ def make_run_plan(config: RunConfig, settings: PlanSettings) -> RunPlan:
     Raises Refusal if the settings cannot work on any of the numbers of GPUs, or if the length of the run is not known.
     """
     gpu = _known_gpu(settings.gpu)
+    images = _training_images(config, settings)
     config = _without_images(config)
     precision = _usable_precision(config.run.precision, gpu)
     check(config)
-    images = _training_images(config, settings)
     steps, per_epoch = length_of(resolve(config).optim, images)
     whole = resolve(config, steps)
     view = default_view(whole.data)
@@ -175,12 +175,13 @@ def _training_images(config: RunConfig, settings: PlanSettings) -> int | None:
     if settings.images is not None:
         return settings.images
     path = getattr(config.data, "path", None)
-    if path is None or Path(path).expanduser().exists():
+    if path is None or (path and Path(path).expanduser().exists()):
         return count_images(open_splits(config.data, config.run.seed).train)
     home = RECIPES[config.recipe].data if config.recipe in RECIPES else ""
     known = next((item.num_train for item in BENCHMARKS.values() if Path(home).name in item.folders), None)
     if known is None and config.optim.total_steps is None:
-        raise Refusal(f"data.path={path} is not here, so that the length of the run is not known: give --images N")
+        missing = f"data.path={path} is not here" if path else "data.path is empty"
+        raise Refusal(f"{missing}, and the length of the run follows from the number of images: give --images N")
     return known
 
 

@@ -379,7 +379,7 @@ class EvaluationSettings:
     seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the held-out part, of a subset, and of the untrained encoder if the run has not kept it."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `mps`."""
+    """`auto`, `cpu`, `cuda` or `mps`. Under torchrun `auto` and `cuda` are the GPU of the process's LOCAL_RANK."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the encoder's forward. The heads are fp32."""
     workers: Annotated[int | None, NOT_NEGATIVE] = None

@@ -38,7 +38,7 @@ class EmbedSettings:
     max_skipped: Annotated[float, SHARE] = 0.05
     """Share of unreadable images above which the command fails at the end. Unreadable images are listed and have no row."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. `auto` under torchrun: the GPU of the process's LOCAL_RANK."""
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. `auto` and `cuda` under torchrun: the GPU of the process's LOCAL_RANK."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the encoder's forward. `auto`: bf16 if the hardware has it."""
     threads: Annotated[int | None, AT_LEAST_1] = None

@@ -80,7 +80,8 @@ class HuggingFaceSettings(DataSettings):
 
     source: Literal["huggingface"] = "huggingface"
     path: str = ""
-    """A file, folder or glob of Parquet files or tars, or a name on the Hub: owner/name, or hf:owner/name."""
+    """A file, folder or glob of Parquet files or tars, also in an object store (s3://bucket/shards), or a name on the Hub:
+    owner/name, or hf:owner/name."""
     subset: str | None = None
     """Configuration of a data set on the Hub, if it has several."""
     train_split: str = "train"

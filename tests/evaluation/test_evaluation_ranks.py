@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openjepa.config import save_yaml
 from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.evaluation.feature_store import FeatureLayout, RowWriter, read_rows
 from openjepa.evaluation.probes import finetune, trained
 from openjepa.evaluation.probes.trained import Candidates, Scores
 from openjepa.settings.evaluation import AttentiveSettings, EvaluationSettings, FinetuneSettings, FullLinearSettings
@@ -22,6 +23,8 @@ from tests.helpers.evaluated_run import CONFIG, encoder
 from tests.helpers.images import write_folder
 from tests.helpers.ranks import on_ranks
 
+NUM_TRAIN = 48
+"""Training images among the 60, of which one cannot be read."""
 FINETUNE = FinetuneSettings(recipe="paper", epochs=2, batch_size=15, warmup_epochs=1.0, learning_rates=(1e-2,), drop_path=0.4)
 SETTINGS: EvaluationSettings = evaluation_settings()(
     device="cpu",
@@ -82,14 +85,25 @@ def features(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (run / "eval" / "features").iterdir()}
 
 
+def begin(run: Path, finished: Path) -> None:
+    """Leaves the first 20 rows of a file of features as an interrupted pass does."""
+    whole = read_rows(finished)
+    assert whole is not None
+    place = run / "eval" / "features" / finished.name
+    with RowWriter(place, FeatureLayout(NUM_TRAIN, whole.rows.shape[1], whole.rows.dtype)) as writer:
+        writer.append(whole.rows[:20], whole.indices[:20])
+
+
 def test_two_processes_give_the_features_classifiers_and_numbers_of_one(tmp_path: Path) -> None:
     images = write_folder(tmp_path / "images", 60)
     sorted(images.rglob("*.png"))[17].write_bytes(b"no image")
     alone, shared = write_run(tmp_path / "alone", images), write_run(tmp_path / "shared", images)
     expected = evaluated(alone)
+    begin(shared, next((alone / "eval" / "features").glob("encoder-train-*")))  # one process began what two go on with
     both = on_ranks(2, tmp_path / "ranks", evaluated, shared)
     assert len(features(alone)) == 4 and features(shared) == features(alone)
-    assert result(shared) == result(alone) and result(alone)["dropped"]["train"] == 1
+    assert result(shared) == result(alone)
+    assert (result(alone)["num_train"], result(alone)["dropped"]["train"]) == (NUM_TRAIN - 1, 1)
     for full, _, attentive, _, tuned in both:
         assert torch.equal(full, expected[0])  # the heads take the same steps on the same features
         torch.testing.assert_close(attentive, expected[2], atol=1e-5, rtol=0)

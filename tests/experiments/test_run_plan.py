@@ -135,7 +135,10 @@ def test_json_has_a_column_for_each_number(capsys: pytest.CaptureFixture[str]) -
         ("ijepa-vith14 --gpu h300", "--gpu h300 is unknown: did you mean 'h100' or 'h200'?"),
         ("ijepa-vith14 --mfu 1.5", "--mfu 1.5 must be above 0 and at most 1"),
         ("ijepa-vith14 --bandwidth 300 0", "--bandwidth 0.0 must be above 0"),
-        ("ijepa-vitg16 --gpus 64", "the length of the run is not known: give --images N"),
+        (
+            "ijepa-vitg16 --gpus 64",
+            "data.path is empty, and the length of the run follows from the number of images: give --images N",
+        ),
         ("gpu-224 --gpu v100 --run.precision bf16", "the V100 SXM2 32 GB has no products in bf16"),
         ("ijepa-vith14 --gpus 4 --optim.microbatch-size 100", "optim.microbatch_size=100 does not divide"),
     ],

@@ -34,8 +34,8 @@ def content(source: ListSource | ShardSource | None) -> Content:
         labels = [NO_LABEL] * len(source) if source.known_labels is None else source.known_labels.tolist()
         found = [(source.read(index), label) for index, label in enumerate(labels)]
     else:
-        records = [record for shard in range(len(source)) for record in source.read_shard(shard)]
-        found = [(record.read(), NO_LABEL if record.label is None else record.label) for record in records]
+        shards = (source.read_shard(shard) for shard in range(len(source)))
+        found = [(record.read(), NO_LABEL if record.label is None else record.label) for shard in shards for record in shard]
     names = source.class_names
     return [(data, None if label == NO_LABEL else names[label] if names else str(label)) for data, label in found]
 

@@ -198,6 +198,11 @@ def existing_path(path: str, hub: bool = False) -> Path:
     folder = Path(path).expanduser()
     if folder.exists():
         return folder
+    if "://" in path:
+        raise Refusal(
+            f"data.path={path!r} is no folder on a disk. Of object stores, tars and Parquet files are read, with --data.source "
+            "huggingface; `openjepa data pack` makes them of a folder"
+        )
     raise Refusal(f"data.path={path!r} {absent(path, hub)}")
 
 

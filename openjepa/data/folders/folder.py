@@ -143,7 +143,8 @@ def _found(settings: FolderSettings) -> tuple[Path, list[str], OtherEntries]:
     root, files, others = _innermost(root)
     if not files:
         found = "; ".join([f"{others.num_ignored} other files", *others.left_out()])
-        raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: " + " ".join(sorted(SUFFIXES)))
+        known = " ".join(sorted(SUFFIXES)) + "; tars and Parquet files need --data.source huggingface"
+        raise Refusal(f"data.path={settings.path!r} holds no images ({found}); known suffixes: {known}")
     return root, files, others
 
 

@@ -3,10 +3,11 @@
 import glob
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openjepa.data.folders.entries import EntryKind, OtherEntries, existing_path, is_service_folder, walk
+from openjepa.data.tables.object_stores import find_urls, is_url
 from openjepa.refusals import Refusal
 from openjepa.system.console import hub_name
 
@@ -40,23 +41,37 @@ class LocalFiles:
 
 
 def find_files(path: str) -> LocalFiles | None:
-    """The files that `path` means. It is an existing path or a pattern. None if it is a name on the Hub.
+    """The files that `path` means. It is an existing path, a pattern, or a URL. None if it is a name on the Hub.
 
     Raises Refusal if there are no such files, or their split is unclear.
     """
+    if is_url(path):
+        return _in_a_store(path)
     folder = Path(path).expanduser()
     others = OtherEntries()
     if not folder.exists() and glob.has_magic(path):
         files = _matching(folder, others)
         if not files:
             raise Refusal("; ".join([f"data.path={path!r} matches no file", *others.left_out()]))
-        return _grouped(files, Path(os.path.commonpath([file.parent for file in files])), path, others)
+        return _grouped_here(files, Path(os.path.commonpath([file.parent for file in files])), path, others)
     if hub_name(path, one_part=True) is not None:
         return None
     folder = existing_path(path, hub=True)
     if folder.is_file():
-        return _grouped([folder], folder.parent, path, others)
-    return _grouped(_below(folder, others), folder, path, others)
+        return _grouped_here([folder], folder.parent, path, others)
+    return _grouped_here(_below(folder, others), folder, path, others)
+
+
+def _in_a_store(path: str) -> LocalFiles:
+    """The tables that a URL means. Hidden files and those of service folders are left out."""
+    urls = {str(Path(name)): url for name, url in find_urls(path).items()}
+    root = Path(os.path.commonpath([Path(name).parent for name in urls]))
+    inner = {name: Path(name).relative_to(root) for name in urls}
+    files = [Path(name) for name, below in inner.items() if not is_hidden(below) and service_folder(below) is None]
+    if len(files) > 1:
+        files = [file for file in files if _kind(file)]
+    grouped = _grouped(files, root, path, OtherEntries())
+    return replace(grouped, splits={split: [urls[file] for file in found] for split, found in grouped.splits.items()})
 
 
 def _below(folder: Path, others: OtherEntries) -> list[Path]:
@@ -118,6 +133,15 @@ def _kind(file: Path) -> str:
     """`parquet`, `tars`, or an empty string."""
     name = file.name.lower()
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "")
+
+
+def _grouped_here(files: list[Path], root: Path, path: str, others: OtherEntries) -> LocalFiles:
+    for folder in {file.parent for file in files}:
+        if (folder / UNFINISHED_PACK).exists():
+            raise Refusal(
+                f"data.path={path!r}: {folder} is not complete; repeat the `openjepa data pack` that was stopped there"
+            )
+    return _grouped(files, root, path, others)
 
 
 def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> LocalFiles:

@@ -24,6 +24,7 @@ from openjepa.data.tables.arrow import (
     row_name,
 )
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
+from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.machine import available_memory
@@ -50,7 +51,7 @@ class ParquetReader(SplitReader):
 
     def open_list(self, split: str) -> ListSource:
         """The images of a split: in memory if they fit, or else mapped from Arrow files that are prepared once."""
-        files, image = tuple(self._files[split]), self._columns(split).image
+        files, image = tuple(all_on_disk(self._files[split])), self._columns(split).image
         needed = sum(uncompressed_bytes(file, [image]) for file in files)
         limit = int(IN_MEMORY_SHARE * available_memory())
         rows = partial(fitting_rows, limit=limit) if needed <= limit else mapped_rows
@@ -62,7 +63,7 @@ class ParquetReader(SplitReader):
         if columns.label is None:
             return None
         title = f"data.label_column={columns.label!r} of the split {split!r}"
-        parts = [_labels(file, columns.label) for file in self._files[split]]
+        parts = [_labels(file, columns.label) for file in all_on_disk(self._files[split])]
         return from_arrow(title, _joined(parts, title), columns.class_names)
 
     def open_stream(self, split: str) -> ShardSource:
@@ -70,7 +71,7 @@ class ParquetReader(SplitReader):
         return ParquetShards(tuple(self._files[split]), self._columns(split), split)
 
     def _columns(self, split: str) -> Columns:
-        file = self._files[split][0]
+        file = str(on_disk(self._files[split][0]))
         with _opened(file) as parquet:
             return choose_columns(parquet.schema_arrow, self._settings, partial(_first_values, file))
 
@@ -211,7 +212,7 @@ class ParquetShards(ShardSource):
         self._columns = columns
         self._title = title
         self.class_names = columns.class_names
-        self.stamp = joined_stamps(files)
+        self.stamp = stamps_of(files)
 
     def __len__(self) -> int:
         """Number of files."""
@@ -219,7 +220,7 @@ class ParquetShards(ShardSource):
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
         """The rows of a file. If they cannot be listed, the only record has no image but the reason."""
-        title, file = f"{self._title} shard {shard}", self._files[shard]
+        title, file = f"{self._title} shard {shard}", str(on_disk(self._files[shard]))
         try:
             listed = read_patiently(partial(_list_rows, file, self._columns), file)
         except Refusal as error:

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from openjepa.config import value_in
 from openjepa.data.decode import DecodeError
 from openjepa.data.folders.entries import SUFFIXES
-from openjepa.data.source import FilePart, JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp, joined_stamps
+from openjepa.data.source import FilePart, JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp
 from openjepa.data.tables.arrow import SplitReader, prepared_file, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
+from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 
@@ -117,11 +118,12 @@ class TarReader(SplitReader):
 
     def open_list(self, split: str) -> ListSource:
         """The samples of a split, read from their positions in the tars. A compressed tar is unpacked once, into the cache."""
-        return TarSource(split, self._files[split], [self._index(file) for file in self._files[split]])
+        files = all_on_disk(self._files[split])
+        return TarSource(split, files, [self._index(file) for file in files])
 
     def label_column(self, split: str) -> LabelColumn | None:
         """The labels of a split, from the index. Labels from `.cls` are numbers if all of them are."""
-        words = _words([self._index(file) for file in self._files[split]], "label")
+        words = _words([self._index(file) for file in all_on_disk(self._files[split])], "label")
         if not any(words):
             return None
         numbers = WHOLE_NUMBER if self._fields.label is None else CANONICAL_NUMBER
@@ -136,7 +138,7 @@ class TarReader(SplitReader):
 
     def _class_names(self, split: str) -> tuple[str, ...] | None:
         """The names of the classes, from the first tar. They belong to `.cls`, not to labels that a setting names."""
-        return _class_names_in(self._files[split][0]) if self._fields.label in (None, CLASS_FIELD) else None
+        return _class_names_in(on_disk(self._files[split][0])) if self._fields.label in (None, CLASS_FIELD) else None
 
     def _index(self, file: str) -> Any:
         return _index(Path(file), self._fields)
@@ -149,12 +151,12 @@ def _index(file: Path, fields: _Fields) -> Any:
         return pa.ipc.open_file(opened).read_all()
 
 
-def _class_names_in(file: str) -> tuple[str, ...] | None:
+def _class_names_in(file: Path) -> tuple[str, ...] | None:
     """The names of the classes with which a tar begins. None if it begins with anything else."""
     names: Any = None
     with (
         suppress(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),  # what is damaged is said when it is read
-        _open(Path(file)) as stream,
+        _open(file) as stream,
         tarfile.open(fileobj=stream, mode="r:") as tar,
     ):
         info = tar.next()
@@ -241,7 +243,7 @@ def _sample(members: list[_Member], fields: _Fields) -> _Sample:
 def _members(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Member]:
     """The files that belong to samples. If the rest of a damaged tar cannot be read, the last file holds the reason."""
     try:
-        with _open(file) as stream:
+        with _open(file, is_scanned=not with_images) as stream:
             yield from _whole_members(file, stream, fields, with_images)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield _damaged(file, str(error))
@@ -257,8 +259,11 @@ def _whole_members(file: Path, stream: BinaryIO, fields: _Fields, with_images: b
         yield _damaged(file, "something else than a file follows")
 
 
-def _open(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file)) if _is_compressed(file) else file.open("rb")
+def _open(file: Path, is_scanned: bool = False) -> BinaryIO:
+    """Opens a tar. `is_scanned`: only its headers will be read, so that nothing beyond them should be."""
+    if _is_compressed(file):
+        return cast(BinaryIO, gzip.open(file))
+    return file.open("rb", buffering=0 if is_scanned else -1)
 
 
 def _is_cut(stream: BinaryIO, end: int) -> bool:
@@ -342,7 +347,7 @@ class TarShards(ShardSource):
         self._fields = fields
         self.class_names = class_names
         self._title = title
-        self.stamp = joined_stamps(files)
+        self.stamp = stamps_of(files)
 
     def __len__(self) -> int:
         """Number of tars."""
@@ -353,7 +358,7 @@ class TarShards(ShardSource):
 
         The images of a plain tar are not read, but only their places, which stay in the cache. A compressed tar is read whole.
         """
-        file, title = Path(self._files[shard]), f"{self._title} shard {shard}"
+        file, title = on_disk(self._files[shard]), f"{self._title} shard {shard}"
         if _is_compressed(file):
             for row, sample in enumerate(_samples(file, self._fields, with_images=True)):
                 data = sample.image.data if sample.image is not None else None

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 import openjepa
@@ -174,7 +174,7 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
         asking = launch.add("asked", 1)
         start = launch.get(f"answer {asking}").decode()
         launch.add(f"came to {start}", 1)
-        return dist.PrefixStore(start, launch)
+        return PrefixStore(start, launch)
     start, answered, end = f"start {launch.add('starts', 1)}", 0, time.monotonic() + seconds
     while (missing := processes - 1 - launch.add(f"came to {start}", 0)) > 0:
         asked = launch.add("asked", 0)
@@ -184,7 +184,7 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
         if time.monotonic() > end:
             raise TimeoutError(f"{missing} did not come")
         time.sleep(0.01)
-    return dist.PrefixStore(start, launch)
+    return PrefixStore(start, launch)
 
 
 _LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")

@@ -22,7 +22,7 @@ from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import lines, small_config
 from tests.helpers.torchruns import ROOT, steps_logged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 240
 
 

@@ -37,12 +37,8 @@ class Agent:
         return found
 
     def ended(self, seconds: float = SECONDS) -> int:
-        """Its exit code. Kills it and its workers if it does not end within `seconds`."""
-        try:
-            return self.process.wait(seconds)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        """Its exit code. Raises TimeoutExpired if it does not end within `seconds`."""
+        return self.process.wait(seconds)
 
     def output(self) -> str:
         """What it and its workers have printed."""
@@ -59,15 +55,17 @@ def torchrun(config: RunConfig, log: Path, *options: str, processes: int = 2, wo
     command += ["-m", "openjepa", "train", "--config", str(file), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    agent = Agent(process, log)
     try:
-        yield Agent(process, log)
+        yield agent
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        workers = agent.workers() if process.poll() is None else {}
+        process.kill()
         process.wait()
+        for worker in workers.values():  # torchrun starts each in a session of its own
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool], agent: Agent) -> None:

@@ -25,15 +25,15 @@ from tests.helpers.processes import in_clean_process
 from tests.helpers.ranks import SECONDS, on_ranks, start_ranks
 from tests.helpers.small_runs import lines, small_config, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 WRITES = ("begin_checkpoint", "save_tensors", "checksums", "write_manifest", "flush_folder", "prune")
 """What a save does, in this order; `flush_folder` comes after the renaming."""
 
 
-def run(images: Path, output: Path, steps: int) -> RunConfig:
-    """A run that saves after every step, as fast as the disk allows."""
+def run(images: Path, output: Path, steps: int, saves: bool = True) -> RunConfig:
+    """A run that saves after every step, or only at its end."""
     config = small_config(images, output, total_steps=steps)
-    system = replace(config.system, checkpoint_minutes=0.0, threads=1)
+    system = replace(config.system, checkpoint_minutes=0.0 if saves else 999.0, threads=1)
     return replace(config, monitor=replace(config.monitor, every=0), system=system)
 
 
@@ -121,9 +121,9 @@ def wait_for_a_save(folder: Path, before: str) -> None:
 
 
 def test_fifty_kills_of_one_process_leave_the_run_as_it_would_have_been(images: Path, tmp_path: Path) -> None:
-    steps, kills = 600, 50
+    steps, kills = 500, 50
     chance = random.Random(0)
-    whole = train(run(images, tmp_path / "whole", steps))
+    whole = train(run(images, tmp_path / "whole", steps, saves=False))
     config, folder = run(images, tmp_path / "killed", steps), tmp_path / "killed" / "run"
     seen: Counter[str] = Counter()
     for number in range(kills):
@@ -131,21 +131,21 @@ def test_fifty_kills_of_one_process_leave_the_run_as_it_would_have_been(images: 
         process = in_clean_process(train_slowly_saving, config, (0, 0, 0.02, 0.1)[number % 4], log=tmp_path / "log")
         if number % 5 > 0:  # every fifth may be killed while it starts
             wait_for_a_save(folder, before)
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, 1.0))
         assert process.pid is not None and process.is_alive(), (tmp_path / "log").read_text()
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         seen[state_of(folder)] += 1
     at = losses(folder)[-1][0]
-    assert train(config) == folder
+    assert train(run(images, tmp_path / "killed", steps, saves=False)) == folder
     broken = list((folder / "checkpoints").glob("broken_*"))
     print(f"\n{kills} SIGKILLs of one process, the last at about step {at} of {steps}:")
     for state, count in sorted(seen.items()):
         print(f"  {count:3} {state}")
     assert whole is not None
     equal = same_end(whole, folder)
-    print(f"  {len(broken)} broken checkpoints; losses, networks, weights and moments bitwise those of the undisturbed run: {equal}")
+    print(f"  {len(broken)} broken checkpoints; losses, networks, moments bitwise as in the undisturbed run: {equal}")
     assert equal and not broken and sum(count for state, count in seen.items() if "in a save" in state) >= 10
 
 
@@ -158,9 +158,9 @@ def ends(config: RunConfig) -> str:
 
 
 def test_ten_kills_of_one_of_two_processes_leave_the_run_as_it_would_have_been(images: Path, tmp_path: Path) -> None:
-    steps, kills = 250, 10
+    steps, kills = 150, 10
     chance = random.Random(1)
-    on_ranks(2, tmp_path / "output", train, run(images, tmp_path / "whole", steps))
+    on_ranks(2, tmp_path / "output", train, run(images, tmp_path / "whole", steps, saves=False))
     config, folder = run(images, tmp_path / "killed", steps), tmp_path / "killed" / "run"
     seen: Counter[str] = Counter()
     slowest = 0.0
@@ -168,7 +168,7 @@ def test_ten_kills_of_one_of_two_processes_leave_the_run_as_it_would_have_been(i
         before = newest(folder)
         ranks = start_ranks(2, tmp_path / f"output{number}", ends, config)
         wait_for_a_save(folder, before)
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, 1.0))
         rank = chance.randrange(2)
         assert all(process.is_alive() for process in ranks)
         os.kill(ranks[rank].pid, signal.SIGKILL)
@@ -181,10 +181,10 @@ def test_ten_kills_of_one_of_two_processes_leave_the_run_as_it_would_have_been(i
         ranks[rank].join()
         seen[f"rank {rank}, {state_of(folder)}"] += 1
     at = losses(folder)[-1][0]
-    on_ranks(2, tmp_path / "last", train, config)
+    on_ranks(2, tmp_path / "last", train, run(images, tmp_path / "killed", steps, saves=False))
     print(f"\n{kills} SIGKILLs of one of two processes (DDP), the last at about step {at} of {steps}:")
     for state, count in sorted(seen.items()):
         print(f"  {count:3} {state}")
     equal = same_end(tmp_path / "whole" / "run", folder)
-    print(f"  the other ended within {slowest:.1f} s; losses, networks, weights and moments bitwise those of two left alone: {equal}")
+    print(f"  the other ended within {slowest:.1f} s; losses, networks, moments bitwise as undisturbed: {equal}")
     assert equal

@@ -71,6 +71,7 @@ def test_several_processes_train_like_one(alone: tuple[Path, Path], tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", METHODS)
 def test_fifty_steps_of_several_processes_have_the_losses_of_one(name: str, tmp_path: Path) -> None:
     """Prints a row of docs/results/scale/same-losses.txt: the largest difference of losses from those of one process."""

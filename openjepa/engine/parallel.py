@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openjepa.engine import distributed
 from openjepa.models.transformer import Block
+from openjepa.refusals import Refusal
 from openjepa.settings.models import Shape
 from openjepa.settings.run import ParallelSettings, RunSettings
 
@@ -32,13 +33,21 @@ DIVIDED_FROM = 6e8
 
 
 def choose_strategy(settings: ParallelSettings, shape: Shape, device_type: str, processes: int) -> Strategy:
-    """How `processes` train an encoder of `shape`. `single` in one process, whatever the settings."""
+    """How `processes` train an encoder of `shape`. `single` in one process, whatever the settings.
+
+    Raises Refusal if devices of this type lack what the settings ask for.
+    """
     if processes == 1:
         return "single"
-    if settings.strategy != "auto":
-        return settings.strategy
     is_large = 12 * shape.depth * shape.width**2 >= DIVIDED_FROM
-    return "fsdp2" if is_large and device_type == "cuda" else "ddp"
+    automatic: Strategy = "fsdp2" if is_large and device_type == "cuda" else "ddp"
+    strategy = automatic if settings.strategy == "auto" else settings.strategy
+    if strategy == "ddp" and settings.reduce_precision == "bf16" and device_type != "cuda":
+        raise Refusal(
+            "parallel.reduce_precision=bf16 with replicated networks needs GPUs: set parallel.reduce_precision=fp32, or "
+            "parallel.strategy=fsdp2"
+        )
+    return strategy
 
 
 def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:

@@ -229,5 +229,7 @@ def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
     positions = [output.target_positions for output in outputs if output.target_positions is not None]
     if distance is None or not targets:
         return {}
-    losses = trivial_losses(torch.cat(targets), torch.cat(positions), distance)
+    # one long row: the microbatches of a stream belong to several steps, whose blocks have several sizes
+    rows, places = (torch.cat([part.flatten(0, 2) for part in parts])[None, None] for parts in (targets, positions))
+    losses = trivial_losses(rows, places, distance)
     return {"loss_mean_target": losses.mean_target, "loss_position_mean": losses.position_mean}

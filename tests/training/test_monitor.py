@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from openjepa.checks import check
 from openjepa.data.source import open_splits
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
-from openjepa.measures.features import alpha_req, lidar
+from openjepa.measures.features import alpha_req, lidar, trivial_losses
+from openjepa.methods.base import ProbeOutput
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
-from openjepa.training.monitor import Monitor
+from openjepa.training.monitor import Monitor, _trivial
 from openjepa.training.startup import build_method, default_view
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import lines, small_config
@@ -153,3 +155,16 @@ def test_one_draw_is_refused(images: Path) -> None:
         check(replace(config, monitor=MonitorSettings(lidar_masks=1)))
     with pytest.raises(ValueError, match=r"monitor.lidar_images=1 must be at least 2"):
         check(replace(config, monitor=MonitorSettings(lidar_images=1)))
+
+
+def test_microbatches_of_a_stream_may_have_blocks_of_several_sizes() -> None:
+    def output(first: int, blocks: int, tokens: int) -> ProbeOutput:
+        rows = torch.arange(first, first + 3 * blocks * tokens, dtype=torch.float32)
+        targets = rows.view(3, blocks, tokens, 1).sin()
+        positions = (rows.view(3, blocks, tokens) % 5).long()
+        return ProbeOutput(torch.zeros(3, 1), torch.zeros(()), targets, positions, functional.mse_loss)
+
+    rows = torch.arange(3 * 4 * 4 + 3 * 4 * 6, dtype=torch.float32)
+    expected = trivial_losses(rows.sin()[None, None, :, None], (rows % 5).long()[None, None], functional.mse_loss)
+    found = _trivial([output(0, 4, 4), output(48, 4, 6)])
+    assert found == {"loss_mean_target": expected.mean_target, "loss_position_mean": expected.position_mean}

@@ -57,11 +57,13 @@ def find_urls(path: str) -> dict[str, str]:
     store, inner = _store(path)
     if "*" in inner or "?" in inner or "[" in inner:
         found = _answer(path, partial(store.glob, inner, detail=True))
+    elif (info := _answer(path, partial(store.info, inner)))["type"] == "file":  # a server of files cannot list them
+        found = {inner: info}
     else:
         found = _answer(path, partial(store.find, inner, detail=True))
-    names = [name for name, info in found.items() if info["type"] == "file"]
+    names = [name for name, info in found.items() if info["type"] != "directory"]
     if not names:
-        raise Refusal(f"data.path={path!r} is no file, no folder with files, and matches none; check the name of the bucket")
+        raise Refusal(f"data.path={path!r} matches no file: check the folder and the name of the bucket")
     return {name: str(store.unstrip_protocol(name)) for name in sorted(names)}
 
 
@@ -189,6 +191,8 @@ def _store(url: str) -> tuple[Any, str]:
 def _info(url: str) -> dict[str, Any]:
     store, inner = _store(url)
     info: dict[str, Any] = _answer(url, partial(store.info, inner))
+    if info.get("size") is None:
+        raise Refusal(f"data.path: the server of {url} does not say how large it is: copy it to a disk, and give that path")
     return info
 
 

@@ -243,7 +243,7 @@ def _sample(members: list[_Member], fields: _Fields) -> _Sample:
 def _members(file: Path, fields: _Fields, with_images: bool) -> Iterator[_Member]:
     """The files that belong to samples. If the rest of a damaged tar cannot be read, the last file holds the reason."""
     try:
-        with _open(file) as stream:
+        with _open(file, is_scanned=not with_images) as stream:
             yield from _whole_members(file, stream, fields, with_images)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield _damaged(file, str(error))
@@ -259,8 +259,11 @@ def _whole_members(file: Path, stream: BinaryIO, fields: _Fields, with_images: b
         yield _damaged(file, "something else than a file follows")
 
 
-def _open(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file)) if _is_compressed(file) else file.open("rb")
+def _open(file: Path, is_scanned: bool = False) -> BinaryIO:
+    """Opens a tar. `is_scanned`: only its headers will be read, so that nothing beyond them should be."""
+    if _is_compressed(file):
+        return cast(BinaryIO, gzip.open(file))
+    return file.open("rb", buffering=0 if is_scanned else -1)
 
 
 def _is_cut(stream: BinaryIO, end: int) -> bool:

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from openjepa.settings.sources import FolderSettings
 from openjepa.system.patience import Patience
 from tests.helpers.loading import load, same
 from tests.helpers.packs import content, packed, write_photos
+from tests.helpers.processes import in_process
 from tests.helpers.tables import offline as offline
 from tests.helpers.tables import opened
 
@@ -126,6 +128,23 @@ def test_a_copy_is_made_once_and_again_if_the_file_changes(shards: Path, tmp_pat
     assert changed.fingerprint != first.fingerprint
 
 
+def test_processes_share_a_copy(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+
+    def slow(store: Flaky, path: str, **options: Any) -> bytes:
+        with asked.open("a") as file:
+            file.write(f"{path}\n")
+        time.sleep(0.2)
+        return MemoryFileSystem.cat_file(store, path, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Flaky, "cat_file", slow)
+    processes = [in_process(lambda: object_stores.on_disk(f"flaky://bucket/shards/{SHARD}")) for _ in range(3)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert asked.read_text() == f"/bucket/shards/{SHARD}\n" and copies(tmp_path) == [SHARD]
+
+
 # ----------------------------------------------------------------------------------------------------------------------- faults
 
 
@@ -160,8 +179,8 @@ def test_what_is_refused(shards: Path, tmp_path: Path) -> None:
     for path, message in (
         ("unpacked://bucket/x.tar", r"needs the package package_that_is_not_there: pip install package_that_is_not_there"),
         ("nostore://bucket/x.tar", r"'nostore://bucket/x.tar'.*known are s3, gs, abfs"),
-        ("memory://bucket/nothing", "is no file, no folder with files, and matches none"),
-        ("memory://bucket/shards/*.zip", "is no file, no folder with files, and matches none"),
+        ("memory://bucket/nothing", "memory://bucket/nothing does not exist"),
+        ("memory://bucket/shards/*.zip", "matches no file: check the folder and the name of the bucket"),
         ("memory://bucket/shards/manifest.json", "must hold Parquet files or tars, one kind; it holds .json"),
     ):
         with pytest.raises(Refusal, match=message):

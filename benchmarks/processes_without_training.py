@@ -2,7 +2,8 @@
 
 `python -m benchmarks.processes_without_training [--rounds 5]`. Every round embeds the same photo-like files twice, and extracts
 their features twice as `openjepa evaluate` does. Loading the encoder and starting do not count. Ratios are computed within a
-round. All cores but two should be idle.
+round. All cores but two should be idle: on a busy machine two threads of one process wait for each other. The images per second
+of processor time depend less on other programs (threads that wait sleep).
 """
 
 import json
@@ -89,32 +90,42 @@ def run(folder: Path, processes: int) -> dict[str, float]:
     """Images per second, measured in new processes: one of two threads, or two of one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "benchmarks.processes_without_training", "--measure", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """Images per second of embed and of evaluate's features, over all processes."""
+    """Images per second, and per second of processor time, of embed and of evaluate's features, over all processes."""
     data = FolderSettings(path=str(folder / "images"), image_size=SIZE[0], test_fraction=0.0)
     threads = torch.get_num_threads()
     settings = EmbedSettings(part_images=32, batch_size=BATCH, device="cpu", threads=threads)
     output = folder / "x.npy"
+    worked = _worked()
     embedded = embed_dataset(folder / "encoder", data, settings, output, again=True)
+    embed_worked = _worked() - worked
     distributed.barrier()
     network, config = load_encoder(folder / "encoder")
     extractor = EncoderFeatures(network, config, torch.device("cpu"), "auto")
     source = open_splits(data, 0).train
     assert isinstance(source, ListSource)
     distributed.barrier()
-    start = time.monotonic()
+    start, worked = time.monotonic(), _worked()
     extract_features(SplitView(source, "train", {}, lambda first: _batches(source, first)), {"encoder": extractor}, None)
     distributed.barrier()
     return {
         "embed": embedded.num_images / embedded.seconds,
+        "embed, processor time": embedded.num_images / sum(distributed.gathered(embed_worked)),
         "features": len(source) / (time.monotonic() - start),
+        "features, processor time": len(source) / sum(distributed.gathered(_worked() - worked)),
     }
+
+
+def _worked() -> float:
+    """Seconds of processor time of this process, and of its workers that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _batches(source: ListSource, first: int) -> Iterator[ImageBatch]:

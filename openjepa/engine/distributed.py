@@ -206,7 +206,7 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
         )
         raise Refusal(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
-            f"has the cause. The same command goes on from the last checkpoint. ({words.splitlines()[0][:300]})"
+            f"has the cause. The same command goes on from what is saved. ({words.splitlines()[0][:300]})"
         ) from error
 
 

@@ -5,10 +5,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from tests.helpers.packs import content, files_of, packed, write_photos
 from tests.helpers.processes import in_process
 from tests.helpers.tables import offline as offline
 from tests.helpers.tables import opened
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -179,20 +178,16 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(WRITERS, "tar", stands_still)
     process = in_process(lambda: packed(folder, tmp_path / "shards", workers=2, decode=False, shard_images=1000))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = waited(lambda: children.read_text().split() if len(children.read_text().split()) == 2 else [])
+
+    def both() -> list[str]:
+        found = children.read_text().split()
+        return found if len(found) == 2 else []
+
+    workers = wait_for(both, 60)
     time.sleep(0.5)
     process.kill()
     process.join()
-    waited(lambda: [True] if not any(Path(f"/proc/{worker}").exists() for worker in workers) else [])
-
-
-def waited(found: Callable[[], list[Any]]) -> list[Any]:
-    """The first result that is not empty, within 20 seconds."""
-    until = time.monotonic() + 20
-    while not (result := found()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    return result
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 60)
 
 
 # -------------------------------------------------------------------------------------------------------------------- left out

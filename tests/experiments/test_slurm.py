@@ -147,7 +147,7 @@ def test_what_cannot_work_is_refused_before_anything_is_submitted(
 
 
 def test_what_is_printed_is_what_is_submitted(
-    printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = printed(*WORDS)
     monkeypatch.chdir(tmp_path)

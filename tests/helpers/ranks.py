@@ -48,8 +48,10 @@ def on_ranks(
 
     `joined`: the processes have found each other before `work` is called (else `work` does it, as a command would).
     """
-    call = (_work_joined, seconds, work, *arguments) if joined else (work, *arguments)
-    processes = start_ranks(number, folder, *call)
+    if joined:
+        processes = start_ranks(number, folder, _work_joined, seconds, work, *arguments)
+    else:
+        processes = start_ranks(number, folder, work, *arguments)
     end = time.monotonic() + seconds
     try:
         for process in processes:

@@ -40,6 +40,8 @@ _CANNOT_CHANGE_RESULTS = (
     "preset",
     "data.max_skipped",
 )
+_LAUNCH = ".launch"
+"""File with the name of the launch, by which a restart finds the folder that --fresh has made."""
 _RESOLVED = ("run.device", "run.precision")
 """Settings that are compared by their resolved values (environment.json)."""
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -98,6 +100,8 @@ def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: s
         path = _next_free(path)
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
+    if fresh and distributed.launch_name():
+        (path / _LAUNCH).write_text(distributed.launch_name())
     notes: tuple[str, ...] = ()
     try:
         if has_begun(path):
@@ -231,11 +235,18 @@ def refuse_missing_tensorboard(wanted: bool) -> None:
 
 
 def _next_free(path: Path) -> Path:
-    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the last taken one."""
+    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the one they took."""
     taken, number, candidate = path, 2, path
     while candidate.exists():
         taken, candidate, number = candidate, path.with_name(f"{path.name}-{number}"), number + 1
-    return taken if distributed.restarts() > 0 else candidate
+    is_ours = distributed.restarts() > 0 and _launch_of(taken) == distributed.launch_name()
+    return taken if is_ours else candidate
+
+
+def _launch_of(path: Path) -> str | None:
+    """Name of the launch of torchrun that has made the run folder; None without torchrun."""
+    file = path / _LAUNCH
+    return file.read_text() if file.is_file() else None
 
 
 def _lock(path: Path) -> Claim:
@@ -280,9 +291,16 @@ def _check_same_processes(path: Path, config: RunConfig, before: int) -> tuple[s
         f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops "
         "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise"
     )
-    optim, size = load_run_config(path / "config.yaml").optim, config.optim.batch_size
-    sizes = (optim.microbatch_size or size // before, config.optim.microbatch_size or size // now)
-    of_masks = microbatch_note(config.masks, *sizes)
+    size_then, size_now = (
+        load_run_config(path / "config.yaml").optim.images_at_a_time(before),
+        config.optim.images_at_a_time(now),
+    )
+    if size_then * before != size_now * now:
+        note += (
+            f". Terms of the loss that look at many images together saw {size_then * before} at a time and now see "
+            f"{size_now * now}: --optim.microbatch-size {max(1, size_then * before // now)} keeps that"
+        )
+    of_masks = microbatch_note(config.masks, size_then, size_now)
     return (note,) if of_masks is None else (note, of_masks)
 
 

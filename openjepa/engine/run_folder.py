@@ -40,8 +40,6 @@ _CANNOT_CHANGE_RESULTS = (
     "preset",
     "data.max_skipped",
 )
-_LAUNCH = ".launch"
-"""File with the name of the launch, by which a restart finds the folder that --fresh has made."""
 _RESOLVED = ("run.device", "run.precision")
 """Settings that are compared by their resolved values (environment.json)."""
 WEIGHT_ENDINGS = (".tar", ".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -97,11 +95,10 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
 def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> tuple[Path, Claim, tuple[str, ...]]:
     path = run_path(config)
     if fresh:
-        path = _next_free(path)
+        # processes that torchrun starts again continue the folder that they have begun
+        path = Path(distributed.once(f"fresh {path}", lambda: str(_next_free(path))))
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
-    if fresh and distributed.launch_name():
-        (path / _LAUNCH).write_text(distributed.launch_name())
     notes: tuple[str, ...] = ()
     try:
         if has_begun(path):
@@ -235,18 +232,11 @@ def refuse_missing_tensorboard(wanted: bool) -> None:
 
 
 def _next_free(path: Path) -> Path:
-    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the one they took."""
-    taken, number, candidate = path, 2, path
+    """The first free one of `path`, `path-2`, `path-3`, ..."""
+    number, candidate = 2, path
     while candidate.exists():
-        taken, candidate, number = candidate, path.with_name(f"{path.name}-{number}"), number + 1
-    is_ours = distributed.restarts() > 0 and _launch_of(taken) == distributed.launch_name()
-    return taken if is_ours else candidate
-
-
-def _launch_of(path: Path) -> str | None:
-    """Name of the launch of torchrun that has made the run folder; None without torchrun."""
-    file = path / _LAUNCH
-    return file.read_text() if file.is_file() else None
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
 
 
 def _lock(path: Path) -> Claim:

@@ -147,20 +147,3 @@ def test_resume_drops_lines_after_the_checkpoint_and_broken_ones(tmp_path: Path)
     skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert skipped[0] == {"step": 10, "name": "10.jpg", "reason": "truncated: 3 bytes", "kind": "truncated"}
     assert [line["name"] for line in skipped] == ["10.jpg", "20.jpg"]
-
-
-def test_a_restart_by_torchrun_goes_on_in_the_folder_that_fresh_has_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_in(tmp_path)
-    begun(open_run_folder(config, False, CPU, "fp32"))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first launch")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    own = open_run_folder(config, True, CPU, "fp32")  # the first attempt had ended before it made a folder
-    assert own.path == tmp_path / "a-2"
-    begun(own)
-    again = open_run_folder(config, True, CPU, "fp32")
-    assert again.path == own.path
-    again.close()
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another launch")
-    assert open_run_folder(config, True, CPU, "fp32").path == tmp_path / "a-3"

@@ -1,10 +1,12 @@
 """The command line: finds the command, and turns a refusal into one message. Does not import tyro or torch itself."""
 
+import contextlib
 import io
 import os
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -51,24 +53,29 @@ COMMANDS = {
 }
 """One line of help for each command. The command `data check` is the function `data_check` in openjepa/commands/data.py."""
 
+SHARED_COMMANDS = ("train", "evaluate", "embed")
+"""Commands whose work the processes of torchrun share."""
+SECONDS_OF_THE_FIRST = 3.0
+"""How long the other processes wait before they tell a fault that they may all have found."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `openjepa`: runs one command. `argv`: the words after the program; None: those of this process.
 
-    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130. Any
-    other error is a fault of the program and keeps its traceback.
+    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130, 143
+    or 75, by the signal. Any other error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, the first one prints
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with contextlib.nullcontext() if _is_first() else _silence():
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if _is_first():  # all processes have stopped after the same step
+            print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,8 +85,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
+        if not _is_first() and not getattr(error, "is_for_all", False):
+            time.sleep(SECONDS_OF_THE_FIRST)  # torchrun ends this process meanwhile if the first one has found the same fault
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _processes() -> int:
+    """Number of processes that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what is printed in the block: of the processes that torchrun has started, only the first one prints."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _is_first() -> bool:
+    """True if this is the first of the processes that torchrun has started, or the only one."""
+    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def _print_any_name() -> None:
@@ -115,6 +141,11 @@ def _dispatch(argv: list[str]) -> None:
         from openjepa.config import nearest_names
 
         raise Refusal(f"unknown command {name!r}: {nearest_names(name, COMMANDS)} (see openjepa --help)")
+    if _processes() > 1 and name not in SHARED_COMMANDS:
+        raise Refusal(
+            f"openjepa {name} runs in one process, and torchrun has started {_processes()}, which would all do the same: only "
+            f"{', '.join(SHARED_COMMANDS)} share their work"
+        )
     function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")

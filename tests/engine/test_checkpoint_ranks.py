@@ -20,7 +20,6 @@ from openjepa.engine.checkpoint import (
     check_fits,
     latest_checkpoint,
     load_checkpoint,
-    save_checkpoint,
     set_broken_aside,
     whole_state,
 )
@@ -28,7 +27,7 @@ from openjepa.engine.checkpoint_files import KEPT_FREE_BYTES
 from openjepa.models.vit import build_encoder
 from openjepa.types import Export
 from openjepa.weights.native import save_network
-from tests.helpers.checkpoints import adamw, copies, equal, loaded, make, network, opened_by, state_at, step
+from tests.helpers.checkpoints import adamw, copies, equal, loaded, make, network, opened_by, save_checkpoint, state_at, step
 from tests.helpers.ranks import SECONDS, on_ranks, start_ranks
 from tests.helpers.tiny_encoder import CONFIG
 

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,6 +54,8 @@ COMMANDS = {
 
 SHARED_COMMANDS = ("train", "evaluate", "embed")
 """Commands whose work the processes of torchrun share."""
+SECONDS_OF_THE_FIRST = 3.0
+"""How long the other processes wait before they tell a fault that they may all have found."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if _processes() > 1 and os.environ.get("RANK") != "0":  # of the processes that torchrun has started, the first prints
+    if not _is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -71,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if _is_first():  # all processes have stopped after the same step
+            print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
+        if not _is_first() and not getattr(error, "is_for_all", False):
+            time.sleep(SECONDS_OF_THE_FIRST)  # torchrun ends this process meanwhile if the first one has found the same fault
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -88,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _processes() -> int:
     """Number of processes that torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    """True if this is the first of the processes that torchrun has started, or the only one."""
+    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def _print_any_name() -> None:

@@ -198,10 +198,15 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Total bytes of memory of the device. On a CPU: the bytes that this process may use."""
+    """Total bytes of memory of the device. On a CPU: the bytes that this process may use, its part of those of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return total_memory()
+    return distributed.own_part(total_memory())
+
+
+def of_memory(device: torch.device) -> str:
+    """Words behind the number that `memory_limit` gives: empty unless it is one of several parts of the machine's memory."""
+    return "" if device.type == "cuda" else distributed.of_machine()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -61,6 +61,16 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
 
 
+def own_part(total: int) -> int:
+    """The part of this process in `total` bytes or cores that all processes of this machine share."""
+    return total // local_processes()
+
+
+def of_machine() -> str:
+    """Words behind an amount that is `own_part` of one: empty if this is the only process of its machine."""
+    return f" (the part of one of the {local_processes()} processes of this machine)" if local_processes() > 1 else ""
+
+
 def restarts() -> int:
     """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -1,12 +1,13 @@
-"""One command for a machine with a GPU: runs the GPU tests, then times the step of S/16, B/16, L/16 and H/14 at 224 px.
+"""One command for a machine with GPUs: runs the GPU tests, then times the step of S/16, B/16, L/16 and H/14 at 224 px.
 
     python benchmarks/gpu_suite.py [--output FOLDER] [--minutes 8.5]
 
-Needs no network and no data. Prints each result and writes `<output>/<date>_<hardware>/gpu_suite.json` after the tests and
-after every measurement, so that finished measurements are kept if the time runs out. Tests and measurements run in processes of
-their own, which are ended when the time is up. Rates are also given as a share of the rate of a 4096-cubed bf16 matrix product
-timed in the same rounds. `--quick` runs the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1
-if the tests failed.
+If there are several GPUs, B/16 and H/14 are also trained by one of them and by all, replicated and divided, from images to log
+(`benchmarks.processes`), which takes up to 17 minutes more. Needs no network and no data. Prints each result and writes
+`<output>/<date>_<hardware>/gpu_suite.json` after the tests and after every measurement, so that finished measurements are kept
+if the time runs out. Tests and measurements run in processes of their own, which are ended when the time is up. Rates are also
+given as a share of the rate of a 4096-cubed bf16 matrix product timed in the same rounds. `--quick` runs
+the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1 if the tests failed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 START = time.monotonic()
 """Before torch is imported, which can take half a minute from a slow disk."""
@@ -30,6 +31,10 @@ START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
+from benchmarks.processes import Options as ProcessOptions  # noqa: E402
+from benchmarks.processes import compare  # noqa: E402
 from openjepa.engine.device import resolve_device, resolve_precision  # noqa: E402
 from openjepa.engine.run_folder import environment  # noqa: E402
 from openjepa.experiments.step_times import bench_step, print_step, step_config  # noqa: E402 - works from a checkout that is not installed
@@ -38,6 +43,8 @@ from openjepa.settings.models import Size  # noqa: E402
 
 MOST_SECONDS = 180.0
 """Of the tests, and of one measurement: one that hangs leaves time to the others."""
+SHARED_RUN_SECONDS = 110.0
+"""Of each of the two runs of one GPU and of all. Such a measurement is begun only if there is time for both."""
 TIMED_OUT = 124
 """Exit code of a process that was ended because its time was up, as of `timeout`."""
 
@@ -58,6 +65,28 @@ class Case:
         return f"{self.size}/{self.patch_size} {'compiled' if compiled else 'eager'}"
 
 
+@dataclass(frozen=True)
+class SharedCase:
+    """One recipe that is trained by one GPU and by all, in turns."""
+
+    recipe: str
+    strategy: Literal["ddp", "fsdp2"]
+    images_per_gpu: int
+    steps: int = 36
+
+    @property
+    def name(self) -> str:
+        """Key of the result."""
+        return f"{self.recipe} on several, {self.strategy}"
+
+
+STRATEGIES: tuple[Literal["ddp", "fsdp2"], ...] = ("ddp", "fsdp2")
+SHARED = tuple(
+    SharedCase(recipe, strategy, images)
+    for recipe, images in (("ijepa-vitb16", 64), ("ijepa-vith14", 16))
+    for strategy in STRATEGIES
+)
+QUICK_SHARED = tuple(SharedCase("cpu-32", strategy, 4, steps=6) for strategy in STRATEGIES)
 CASES = (Case("small", 16, 256, 6), Case("base", 16, 256, 6), Case("large", 16, 128, 12), Case("huge", 14, 64, 12))
 QUICK = (Case("test", 8, 8, 1, 24, 64),)
 
@@ -66,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs everything; returns the exit code."""
     options = parse(argv)
     cases = {case.name(compiled): (case, compiled) for case in (*CASES, *QUICK) for compiled in (False, True)}
+    shared = {case.name: case for case in (*SHARED, *QUICK_SHARED)}
+    if options.only in shared:
+        measure_shared(shared[options.only], options.output)
+        return 0
     if options.only is not None:
         measure(*cases[options.only], options.device, options.output)
         return 0
@@ -86,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(results, file)
     for name in [name for name, (case, _) in cases.items() if (case in QUICK) == options.quick]:
         results[name] = run_case(name, str(device), min(MOST_SECONDS, deadline - time.monotonic()))
+        write(results, file)
+    for name in [case.name for case in (QUICK_SHARED if options.quick else SHARED)]:
+        results[name] = run_shared(name, options.quick, deadline - time.monotonic())
         write(results, file)
     print(f"written to {file}")
     return 1 if results.get("tests", {}).get("exit_code", 0) else 0
@@ -157,6 +193,15 @@ def run_case(name: str, device: str, seconds: float) -> dict[str, Any]:
     return {**result, "wall_seconds": time.monotonic() - start}
 
 
+def run_shared(name: str, quick: bool, seconds: float) -> dict[str, Any]:
+    """One recipe on one GPU and on all, or why there is no figure."""
+    gpus = torch.cuda.device_count()
+    if gpus < 2 and not quick:
+        return {"skipped": f"needs several GPUs, and there {'is one' if gpus == 1 else 'is none'}"}
+    most = 2 * SHARED_RUN_SECONDS + 40  # the runs end by themselves: to kill torchrun would leave its workers alone
+    return run_case(name, "cpu" if quick else "cuda", most if seconds >= most else 0)
+
+
 def read(log: Path) -> str:
     """What a process has printed."""
     return log.read_text(errors="replace") if log.exists() else ""
@@ -176,6 +221,25 @@ def measure(case: Case, compiled: bool, device: str, file: Path) -> None:
     )
     result = bench_step(step_config(options), product_size=256 if case in QUICK else 4096)
     print_step(result)
+    write(result, file)
+
+
+def measure_shared(case: SharedCase, file: Path) -> None:
+    """Trains a recipe with one process and with all, one for each GPU (two on the CPU at toy size), and writes the rates."""
+    quick = case in QUICK_SHARED
+    number = 2 if quick else torch.cuda.device_count()
+    options = ProcessOptions(
+        processes=number,
+        recipe=case.recipe,
+        strategy=case.strategy,
+        device="cpu" if quick else "cuda",
+        batch_size=number * case.images_per_gpu,
+        steps=case.steps,
+        rounds=1,
+        limit=SHARED_RUN_SECONDS,
+    )
+    result = compare(options)
+    print(f"{result['ratio']:.2f} times the images/s of one process: {result['images_per_second']}")
     write(result, file)
 
 

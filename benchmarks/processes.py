@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +42,8 @@ class Options:
     """Steps of each run. The first third is not counted."""
     rounds: int = 3
     """Number of times that both run."""
+    limit: float = 3600.0
+    """Seconds after which a run is ended, with an error."""
     settings: tuple[str, ...] = ()
     """More options of `openjepa train`, for both."""
     output: Path | None = None
@@ -89,13 +92,24 @@ def _speed(options: Options, processes: int, folder: Path, images: Path) -> tupl
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [*launcher, *train, "--system.threads", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    _ended_well(command, environment, options.limit)
     logs = sorted(folder.glob(f"{name}*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]
     counted = [row for row in rows if row["kind"] == "train" and row["step"] > options.steps // 3]
     return statistics.mean(row["images_per_second"] for row in counted), statistics.mean(row["data_wait"] for row in counted)
+
+
+def _ended_well(command: Sequence[str], environment: Mapping[str, str], limit: float) -> None:
+    """Runs `command`. Raises RuntimeError, with its output, if it fails or if it does not end within `limit` seconds."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **streams) as process:  # type: ignore[call-overload]
+        try:
+            output, late = process.communicate(timeout=limit)[0], ""
+        except subprocess.TimeoutExpired:
+            process.terminate()  # not killed: torchrun ends its workers, which have sessions of their own
+            output, late = process.communicate()[0], f"no end within {limit:g} s: "
+    if process.returncode or late:
+        raise RuntimeError(f"{late}{' '.join(command)}\n{output[-4000:]}")
 
 
 if __name__ == "__main__":

@@ -122,19 +122,20 @@ def train(argv: Sequence[str], prog: str) -> None:
     from openjepa.system.console import say
 
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
+    is_first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun has started, only one prints
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
-    if before is not None:
+    if before is not None and is_first:
         _note_kept(before, config)
     # a model that follows from weights is known only after they are read
     check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
     given = given_settings(with_long_names(argv))
-    for remark in remarks(config, given):
+    for remark in remarks(config, given) if is_first else ():
         say(f"note: {remark}")
     from openjepa.training.loop import train as train_run
 
     given |= decided_by_file(options.config, config.run.init)
     folder = train_run(config, fresh=options.fresh, dry_run=options.dry_run, given=given)
-    if folder is not None:
+    if folder is not None and is_first:
         labeled = read_summary(read_object(folder / "summary.json") or {}).labeled is not False
         print(f"next: {command('openjepa', 'evaluate' if labeled else 'visualize', folder)}")
 

@@ -8,6 +8,7 @@ the training therefore communicates in a `group` of its own.
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 import openjepa
@@ -35,8 +36,10 @@ PATIENT_SECONDS = 86_400.0
 noticed at once all the same; only one that hangs is not."""
 
 
+_launch: Store | None = None
+"""What all processes can read, even if one of them hangs, and after torchrun has started all of them again."""
 _store: Store | None = None
-"""Numbers that all processes see, even if one of them hangs."""
+"""The part of it that belongs to this start of the processes."""
 _doing = "the meeting of the processes"
 
 
@@ -71,9 +74,19 @@ def of_machine() -> str:
     return f" (the part of one of the {local_processes()} processes of this machine)" if local_processes() > 1 else ""
 
 
-def restarts() -> int:
-    """Number of times that torchrun has restarted the processes after a failure (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def once(name: str, make: Callable[[], str]) -> str:
+    """What `make` returns, or returned before torchrun started the processes again after a failure (`--max-restarts`).
+
+    Only the main process calls it.
+    """
+    launch = _launch
+    if launch is None and "TORCHELASTIC_RUN_ID" in os.environ:  # a single process, which has not met any other
+        launch = next(rendezvous("env://"))[0]
+    if launch is None:
+        return make()
+    if not launch.check([name]):
+        launch.set(name, make())
+    return launch.get(name).decode()
 
 
 def is_active() -> bool:
@@ -139,10 +152,11 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         # a hang leaves a file that names the collective of every process
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
-    global _store
+    global _launch, _store
     meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
     try:
-        _store, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
+        _launch, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
+        _store = _of_this_start(_launch, number, processes, meeting_seconds)
         dist.init_process_group(
             backend="gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",  # flags and objects are on the CPU
             timeout=timedelta(seconds=timeout_seconds),
@@ -159,6 +173,30 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         ) from error
 
 
+def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -> Store:
+    """`launch` without what earlier starts of the same processes have left there: torchrun keeps it when it starts them again.
+
+    Without this, a process could read the address of a dead one. torchrun's own count of restarts does not tell starts apart,
+    because every node counts only its own failures. So the main process counts its starts and tells the others, each of which
+    asks under a number that no process has used before.
+    """
+    if number > 0:
+        asking = launch.add("asked", 1)
+        start = launch.get(f"answer {asking}").decode()
+        launch.add(f"came to {start}", 1)
+        return PrefixStore(start, launch)
+    start, answered, end = f"start {launch.add('starts', 1)}", 0, time.monotonic() + seconds
+    while (missing := processes - 1 - launch.add(f"came to {start}", 0)) > 0:
+        asked = launch.add("asked", 0)
+        for asking in range(answered + 1, asked + 1):  # those of dead processes, too
+            launch.set(f"answer {asking}", start)
+        answered = asked
+        if time.monotonic() > end:
+            raise TimeoutError(f"{missing} did not come")
+        time.sleep(0.01)
+    return PrefixStore(start, launch)
+
+
 _LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")
 """Words in the errors of torch's collectives, of which some are plain RuntimeErrors."""
 
@@ -172,7 +210,7 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
         words = str(error)
         if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
             raise
-        is_late = "imed out" in words or "imeout" in words
+        is_late = ("imed out" in words or "imeout" in words) and "refused" not in words
         cause = (
             f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)" if is_late else "ended or cannot be reached"
         )

@@ -95,7 +95,8 @@ def open_run_folder(config: RunConfig, fresh: bool, device: torch.device, precis
 def _prepared(config: RunConfig, fresh: bool, device: torch.device, precision: str) -> tuple[Path, Claim, tuple[str, ...]]:
     path = run_path(config)
     if fresh:
-        path = _next_free(path)
+        # processes that torchrun starts again continue the folder that they have begun
+        path = Path(distributed.once(f"fresh {path}", lambda: str(_next_free(path))))
     path.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     notes: tuple[str, ...] = ()
@@ -231,11 +232,11 @@ def refuse_missing_tensorboard(wanted: bool) -> None:
 
 
 def _next_free(path: Path) -> Path:
-    """The first free one of `path`, `path-2`, `path-3`, ...; if torchrun has restarted the processes, the last taken one."""
-    taken, number, candidate = path, 2, path
+    """The first free one of `path`, `path-2`, `path-3`, ..."""
+    number, candidate = 2, path
     while candidate.exists():
-        taken, candidate, number = candidate, path.with_name(f"{path.name}-{number}"), number + 1
-    return taken if distributed.restarts() > 0 else candidate
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
 
 
 def _lock(path: Path) -> Claim:

@@ -1,9 +1,12 @@
 """Sums, decisions and errors over processes, in two real ones."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from openjepa.engine import distributed
 from openjepa.refusals import Refusal, RepeatedRefusal
@@ -108,6 +111,27 @@ def _refuse(number: int | None) -> str:
 @pytest.mark.parametrize("number", [None, 1])
 def test_only_one_process_tells_a_refusal(tmp_path: Path, number: int | None) -> None:
     assert sorted(on_ranks(2, tmp_path, _refuse, number, joined=False)) == ["no such folder", "repeated"]
+
+
+def test_processes_that_are_started_again_find_nothing_of_those_before_them() -> None:
+    launch = dist.HashStore()
+    launch.set_timeout(timedelta(seconds=20))
+    launch.add("asked", 1)  # by a process that was killed before the main process answered
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            met = threads.map(lambda number: distributed._of_this_start(launch, number, 3, 20), (2, 1, 0))
+        second, first, main = met
+        assert not main.check(["address"])
+        main.set("address", "here")
+        assert first.get("address") == second.get("address") == b"here"
+    with pytest.raises(TimeoutError, match="2 did not come"):
+        distributed._of_this_start(launch, 0, 3, 0.05)
+
+
+def test_the_folder_of_a_fresh_run_outlives_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [distributed.once("folder", lambda name=name: name) for name in ("a", "b")] == ["a", "b"]
+    monkeypatch.setattr(distributed, "_launch", dist.HashStore())
+    assert [distributed.once("folder", lambda name=name: name) for name in ("a", "b")] == ["a", "a"]
 
 
 def _other_version() -> None:

@@ -63,6 +63,24 @@ def test_without_time_every_case_is_skipped_and_written(tmp_path: Path) -> None:
     assert done.returncode == 1 and results["tests"]["exit_code"] == 124
     assert {"commit", "started", "torch"} <= set(results)
     assert results["test/8 eager"] == results["test/8 compiled"] == {"skipped": "no time left"}
+    assert results["cpu-32 on several, fsdp2"] == {"skipped": "no time left"}
+
+
+def test_on_a_single_gpu_the_part_for_several_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_suite
+
+    for number, words in ((0, "there is none"), (1, "there is one")):
+        monkeypatch.setattr(gpu_suite.torch.cuda, "device_count", lambda number=number: number)
+        assert gpu_suite.run_shared(gpu_suite.SHARED[0].name, quick=False, seconds=9)["skipped"].endswith(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cpu-32 on several, ddp", "cpu-32 on several, fsdp2"])
+def test_one_process_and_several_are_measured_beside_each_other(name: str) -> None:
+    from benchmarks.gpu_suite import run_shared
+
+    result = run_shared(name, quick=True, seconds=300)
+    assert result["processes"] == 2 and result["ratio"] > 0 and {"commit", "machine", "data_wait"} <= set(result), result
 
 
 def test_a_process_that_does_not_end_is_ended_with_all_it_started(tmp_path: Path) -> None:

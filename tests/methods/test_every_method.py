@@ -244,12 +244,17 @@ def final_state(config: RunConfig) -> dict[str, Tensor]:
     return method.state_dict()
 
 
+def dropping(config: RunConfig) -> RunConfig:
+    """The run with drop path, whose draws belong to the images and not to the microbatches, and without looks."""
+    return replace(config, model=replace(config.model, drop_path=0.3), monitor=MonitorSettings(every=0))
+
+
 def test_microbatches_change_nothing_but_what_is_said(
     name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Losses, norms and statistics of the whole batch, however it is split; terms that see a part of it are named."""
+    """Losses, norms, draws and statistics of the whole batch, however it is split; terms that see a part of it are named."""
     whole, split = (
-        replace(method_config(name, images, tmp_path / folder, **options), monitor=MonitorSettings(every=0))
+        dropping(method_config(name, images, tmp_path / folder, **options))
         for folder, options in (("whole", {}), ("split", {"microbatch_size": 4}))
     )
     train(whole)

@@ -65,3 +65,25 @@ def test_several_processes_train_like_one(alone: tuple[Path, Path], tmp_path: Pa
         assert (summary["status"], summary["processes"]) == ("finished", processes)
     assert f"processes  {processes}, " in (tmp_path / "output" / "rank0.txt").read_text()
     assert (tmp_path / "output" / "rank1.txt").read_text() == ""
+
+
+# ---------------------------------------------------------------------------------------------------- fifty steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", METHODS)
+def test_fifty_steps_of_several_processes_have_the_losses_of_one(name: str, tmp_path: Path) -> None:
+    """Prints a row of docs/results/scale/same-losses.txt: the largest difference of losses from those of one process."""
+    images = write_folder(tmp_path / "images", 40)
+    (alone,) = runs(images, tmp_path / "alone", 50, "auto", [name])
+    train_all([alone])
+    found = {}
+    for processes, strategy in ((2, "ddp"), (4, "ddp"), (2, "fsdp2"), (4, "fsdp2")):
+        folder = tmp_path / f"{strategy}{processes}"
+        on_ranks(processes, folder / "output", train_all, runs(images, folder, 50, strategy, [name]))
+        found[f"{strategy} {processes}"] = differences(tmp_path / "alone" / name, folder / name, "train", "loss")
+    losses = [line["loss"] for line in lines(tmp_path / "alone" / name, "train")]
+    row = "  ".join(f"{value:10.1e}" for value in found.values())
+    print(f"{name:10}{losses[0]:9.4f}{losses[-1]:9.4f}  {row}")
+    assert max(found.values()) < LOSS

@@ -1,6 +1,9 @@
 """Killed with SIGKILL at any point and continued, the weights are bitwise those of the run that was left alone."""
 
+import os
+import platform
 import signal
+import socket
 import time
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -8,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.engine.run_states import list_runs
 from openjepa.settings.run import RunConfig, SystemSettings
+from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.system.shared_files import UNFINISHED, machine_place, own_name
 from openjepa.training.loop import train
 from tests.helpers.images import write_folder
 from tests.helpers.processes import in_clean_process
@@ -63,6 +69,47 @@ def test_killed_and_continued_equals_left_alone(
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert exported(train(config)) == left_alone
+
+
+def stopped_after_a_step(config: RunConfig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
+        with pytest.raises(Interrupted):
+            train(config)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    images: Path, left_alone: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_in(tmp_path, images)
+    stopped_after_a_step(config)
+    seconds, year = iter(range(10**9, 0, -60)), 365 * 86_400
+    for path in [*images.rglob("*"), *(tmp_path / "run").rglob("*")]:  # the clock was a year ahead until now
+        os.utime(path, (time.time() + year, time.time() + year))
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))  # and goes back by a minute whenever somebody looks
+    stopped_after_a_step(config)
+    assert exported(train(config)) == left_alone
+    (state,) = list_runs(tmp_path / "run")
+    assert (state.state, state.step, state.damaged) == ("finished", 11, ())
+
+
+def test_a_host_that_is_renamed_continues_its_run_and_clears_up(
+    images: Path, left_alone: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_in(tmp_path, images)
+    places = set()
+    for name in ("old", "new"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        monkeypatch.setattr(platform, "node", lambda name=name: name)
+        machine_place.cache_clear()
+        places.add(machine_place())
+        stopped_after_a_step(config)
+        if name == "old":  # what a kill in the middle of an export leaves
+            leftover = own_name(tmp_path / "run" / "encoder", UNFINISHED)
+            leftover.mkdir()
+    assert len(places) == 2 and not leftover.exists()
+    assert exported(train(config)) == left_alone
+    machine_place.cache_clear()
 
 
 def test_a_damaged_latest_checkpoint_costs_steps_but_not_exactness(

@@ -51,16 +51,19 @@ COMMANDS = {
 }
 """One line of help for each command. The command `data check` is the function `data_check` in openjepa/commands/data.py."""
 
+SHARED_COMMANDS = ("train", "evaluate", "embed")
+"""Commands whose work the processes of torchrun share."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `openjepa`: runs one command. `argv`: the words after the program; None: those of this process.
 
-    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130. Any
-    other error is a fault of the program and keeps its traceback.
+    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130, 143
+    or 75, by the signal. Any other error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, the first one prints
+    if _processes() > 1 and os.environ.get("RANK") != "0":  # of the processes that torchrun has started, the first prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -80,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _processes() -> int:
+    """Number of processes that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _print_any_name() -> None:
@@ -115,6 +123,11 @@ def _dispatch(argv: list[str]) -> None:
         from openjepa.config import nearest_names
 
         raise Refusal(f"unknown command {name!r}: {nearest_names(name, COMMANDS)} (see openjepa --help)")
+    if _processes() > 1 and name not in SHARED_COMMANDS:
+        raise Refusal(
+            f"openjepa {name} runs in one process, and torchrun has started {_processes()}, which would all do the same: only "
+            f"{', '.join(SHARED_COMMANDS)} share their work"
+        )
     function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")

@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 KEPT_FREE_BYTES = 64 * 2**20
 """Bytes that a checkpoint must leave on the disk, for exported networks and logs."""
 LATE_SECONDS = 10.0
-"""How long a file that another machine has written to a shared disk is looked for. Disks remember for seconds what is absent."""
+"""How long a file of another machine is looked for on a shared disk, which remembers for seconds what is absent."""
 _CHUNK = 1 << 22
 _TEMPORARY = ".writing-"
 

@@ -121,7 +121,7 @@ def _samples(error: NotFinite, sample_name: Callable[[int], str]) -> str:
 
 def _advice(config: RunConfig) -> str:
     share = config.optim.batch_size // distributed.world_size()
-    micro = config.optim.microbatch_size or share
+    micro = config.optim.images_at_a_time(distributed.world_size())
     lines = [f"out of memory at optim.microbatch_size={micro}. What helps, best first:"]
     if micro > 1:
         whole = math.gcd(share, config.masks.group_size or share)  # a microbatch must divide the batch and a group of masks

@@ -67,16 +67,6 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
 
 
-def own_part(total: int) -> int:
-    """The part of this process in `total` bytes or cores that all processes of this machine share."""
-    return total // local_processes()
-
-
-def of_machine() -> str:
-    """Words behind an amount that is `own_part` of one: empty if this is the only process of its machine."""
-    return f" (the part of one of the {local_processes()} processes of this machine)" if local_processes() > 1 else ""
-
-
 def once(name: str, make: Callable[[], str]) -> str:
     """What `make` returns, or returned before torchrun started the processes again after a failure (`--max-restarts`).
 
@@ -207,10 +197,7 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
 
 
 _LOST = ("gloo", "NCCL", "nccl")
-"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors, and in no error of other things.
-
-Gloo begins each error with the path of its source file.
-"""
+"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors. Gloo's begin with the path of its file."""
 
 
 @contextmanager

@@ -139,6 +139,7 @@ def compiled_blocks() -> dict[str, tuple[int, list[float]]]:
         trained = over_processes(method, [method.network], strategy, ParallelSettings(), CPU, "fp32")
         if strategy == "ddp":
             trained.bucket_bytes_cap = 1000  # a gradient of a layer fills a bucket, as in a large network
+            torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 1000
         optimizer = build_optimizer(method.named_parameters(), RULES, OptimizationSettings())
         set_rates(optimizer, 0.01, 0.0)
         losses = []

@@ -252,10 +252,10 @@ class TrainingLoader:
             check_usable(self._source, "the training set", min_side)
             return None
         limit = None
-        cores = distributed.own_part(available_cores())
+        cores = available_cores() // distributed.local_processes()
         workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, cores)
         if self._on_device and self._device.type == "cuda":
-            in_host = distributed.own_part(available_memory())  # pixels pass through it
+            in_host = available_memory() / distributed.local_processes()  # pixels pass through it
             limit = int(MEMORY_SHARE * min(torch.cuda.mem_get_info(self._device)[0], in_host))
         short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, advance, limit)

@@ -125,7 +125,7 @@ def joined(
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
         block.enter_context(_told_once())
-        block.enter_context(_explain_lost(timeout_seconds))
+        block.enter_context(explain_lost(timeout_seconds))
         _check_versions()
         try:
             yield
@@ -201,8 +201,8 @@ _LOST = ("gloo", "NCCL", "nccl")
 
 
 @contextmanager
-def _explain_lost(timeout_seconds: float) -> Iterator[None]:
-    """Turns the error of a collective that the other processes did not take part in into a Refusal."""
+def explain_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns the error of a collective that the other processes did not take part in into a Refusal. `joined` does so, too."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -215,7 +215,7 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
         )
         raise Refusal(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
-            f"has the cause. The same command goes on from what is saved. ({words.splitlines()[0][:300]})"
+            "has the cause. The same command goes on from what is saved."
         ) from error
 
 
@@ -232,6 +232,7 @@ def _told_once() -> Iterator[None]:
     except Refusal as error:
         if _refusals_so_far() > 0:
             raise RepeatedRefusal(str(error)) from error
+        error.is_for_all = True
         raise
 
 

@@ -38,7 +38,6 @@ PATIENT_SECONDS = 86_400.0
 """Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
 noticed at once all the same; only one that hangs is not."""
 
-
 _launch: Store | None = None
 """What all processes can read, even if one of them hangs, and after torchrun has started all of them again."""
 _store: Store | None = None

@@ -140,11 +140,12 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, state: TrainerState) -> Path:
+    def save(self, state: TrainerState, wait: bool = False) -> Path:
         """Begins to write the checkpoint of `state` and returns its folder, which appears when the checkpoint is whole.
 
         The weights may change as soon as this returns. Does nothing if the folder exists. Raises Refusal, in all processes, if
-        the disk has too little room or if the write before has failed.
+        the disk has too little room or if the write before has failed. If `wait`, returns
+        only when it is whole.
         """
         self.finish()
         final = step_folder(self._folder, state.step)
@@ -160,6 +161,8 @@ class CheckpointWriter:
             with _removed_after_error(temporary):
                 staged = distributed.in_all(lambda: self._staged(tensors))
             self._writing = self._thread.submit(self._write, staged, temporary, final, state)
+        if wait:
+            self.finish()
         return final
 
     def has_failed(self) -> bool:

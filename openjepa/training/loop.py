@@ -237,10 +237,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             if saves:
                 guard.raise_if_bad()
                 state = _timed(state, clock)
-                clock.aside("save", writer.save, state)
-                if not is_saved:  # an export without any checkpoint could not be continued
-                    writer.finish()
-                    is_saved = True
+                clock.aside("save", writer.save, state, wait=not is_saved)  # an export without a checkpoint cannot be continued
+                is_saved = True
                 clock.aside("export", outputs.export, state)
                 clock.saved()
                 state = _timed(state, clock)

@@ -326,7 +326,7 @@ def _problem(folder: Path) -> str | None:
     if files is None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))
-    found = distributed.shared([partial(damage, folder / name, files[name]) for name in largest_first])
+    found = distributed.divided_work([partial(damage, folder / name, files[name]) for name in largest_first])
     return next((f"{name} {words}" for name, words in zip(largest_first, found, strict=True) if words is not None), None)
 
 

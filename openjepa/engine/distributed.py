@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 TIMEOUT_SECONDS = 600.0
+"""How long a process waits for the others if no setting says it, and at most in the first meeting."""
 BUCKET_NUMBERS = 2**24
 """Numbers that are added up in one message."""
 PATIENT_SECONDS = 86_400.0
@@ -117,7 +118,7 @@ def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS)
     _join(torch.device(device), timeout_seconds)
     with contextlib.ExitStack() as block:
         if not is_main():
-            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123  (no path)
         block.enter_context(_told_once())
         block.enter_context(_explain_lost(timeout_seconds))
         _check_versions()
@@ -275,7 +276,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     """
     if not is_active() or value.is_meta:  # costs are counted on the meta device, whose tensors have no values
         return value
-    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]
+    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]  # torch has no types for it
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -400,7 +401,7 @@ def from_main(make: Callable[[], Result], group: dist.ProcessGroup | None = None
         raise failure
     if sent[1] is not None:
         raise RepeatedRefusal(sent[1])
-    return sent[0]  # type: ignore[no-any-return]
+    return sent[0]  # type: ignore[no-any-return]  # what `make` returned
 
 
 def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
@@ -422,10 +423,10 @@ def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -
     first = next((number for number, words in enumerate(failures) if words is not None), None)
     if first is not None:
         raise RepeatedRefusal(f"process {first}: {failures[first]}")
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # what `make` returned
 
 
-def shared(works: Sequence[Callable[[], Result]]) -> list[Result]:
+def divided_work(works: Sequence[Callable[[], Result]]) -> list[Result]:
     """What each of `works` returns, in their order. Each process calls every N-th of them; the others get pickled copies.
 
     An error of one of them is raised in all processes, as by `in_all`.

@@ -13,8 +13,8 @@ import openjepa
 from openjepa.commands.evaluate import evaluate, parse_evaluate
 from openjepa.commands.parsing.arguments import check_evaluated
 from openjepa.evaluation import subject
-from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
-from openjepa.evaluation.subject import find_subject
+from openjepa.evaluation.evaluation_run import evaluate_run, find_subject
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -51,16 +52,21 @@ COMMANDS = {
 }
 """One line of help for each command. The command `data check` is the function `data_check` in openjepa/commands/data.py."""
 
+SHARED_COMMANDS = ("train", "evaluate", "embed")
+"""Commands whose work the processes of torchrun share."""
+SECONDS_OF_THE_FIRST = 3.0
+"""How long the other processes wait before they tell a fault that they may all have found."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `openjepa`: runs one command. `argv`: the words after the program; None: those of this process.
 
-    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130. Any
-    other error is a fault of the program and keeps its traceback.
+    After a refusal or an error of the file system, prints one message and exits with 2. If interrupted, exits with 130, 143
+    or 75, by the signal. Any other error is a fault of the program and keeps its traceback.
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun has started, the first one prints
+    if not _is_first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
         _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -68,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if _is_first():  # all processes have stopped after the same step
+            print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,8 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
+        if not _is_first() and not getattr(error, "is_for_all", False):
+            time.sleep(SECONDS_OF_THE_FIRST)  # torchrun ends this process meanwhile if the first one has found the same fault
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _processes() -> int:
+    """Number of processes that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    """True if this is the first of the processes that torchrun has started, or the only one."""
+    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def _print_any_name() -> None:
@@ -115,6 +134,11 @@ def _dispatch(argv: list[str]) -> None:
         from openjepa.config import nearest_names
 
         raise Refusal(f"unknown command {name!r}: {nearest_names(name, COMMANDS)} (see openjepa --help)")
+    if _processes() > 1 and name not in SHARED_COMMANDS:
+        raise Refusal(
+            f"openjepa {name} runs in one process, and torchrun has started {_processes()}, which would all do the same: only "
+            f"{', '.join(SHARED_COMMANDS)} share their work"
+        )
     function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")

@@ -14,10 +14,11 @@ How a checkpoint comes about:
 3. A thread writes the copies, flushes them to disk and makes their checksums. When all processes have, the main process writes
    the manifest, renames the folder, and removes old checkpoints.
 
-This is `async_save` of torch.distributed.checkpoint, with an agreement of all processes after each part, because a process that
-fails alone would leave the others waiting. It cannot wait for ever either: the threads communicate in a group of their own, so
-that nothing of theirs can meet a message of the training; there is one write at a time, so that all threads do the same in the
-same order; and a process that dies ends the waiting of the others with an error, as does the time limit of the group.
+This does what `async_save` of torch.distributed.checkpoint does, with an agreement of all processes after each part, because a
+process that fails alone would leave the others waiting. It cannot wait for ever either: the threads communicate in a group of
+their own, so that nothing of theirs can meet a message of the training; there is one write at a time, so that all threads do
+the same in the same order; and a process that dies ends the waiting of the others with an error, as does the time limit of the
+group.
 
 The latest checkpoint is found by its name and its manifest. One that does not match its manifest is passed over with a warning
 and renamed.
@@ -159,6 +160,10 @@ class CheckpointWriter:
                 staged = distributed.in_all(lambda: self._staged(tensors))
             self._writing = self._thread.submit(self._write, staged, temporary, final, state)
         return final
+
+    def has_failed(self) -> bool:
+        """True if the write in flight has failed. `save` and `finish` raise its error. Does not wait or communicate."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def finish(self) -> None:
         """Waits until the checkpoint in flight is whole. Raises Refusal, in all processes, if it could not be written."""

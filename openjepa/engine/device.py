@@ -45,6 +45,8 @@ def resolve_device(name: str, setting: str = "run.device") -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in available or (":" in name and not (kind == "cuda" and number.isdecimal())):
         raise Refusal(f"{setting}={name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
+    if number and processes > 1 and int(number) != distributed.local_rank():
+        raise Refusal(f"{setting}={name!r} puts {processes} processes on one GPU: set {setting}=cuda, and each gets its own")
     if not available[kind]:
         usable = ", ".join(key for key, there in available.items() if there)
         raise Refusal(f"{setting}={name!r} is not available on this machine; available: {usable}")

@@ -9,7 +9,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -104,28 +104,36 @@ def is_main() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def joined(
+    device: torch.device | str, timeout_seconds: float = TIMEOUT_SECONDS, orderly: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
     the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
     be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
-    the first of them tells it: the others raise RepeatedRefusal.
+    the first of them tells it: the others raise RepeatedRefusal. `orderly`: errors that all processes raise together.
     """
     if launched() == 1 or is_active():
         yield
         return
     _join(torch.device(device), timeout_seconds)
+    ended: Exception | None = None
     with contextlib.ExitStack() as block:
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123  (no path)
         block.enter_context(_told_once())
-        block.enter_context(_explain_lost(timeout_seconds))
+        block.enter_context(explain_lost(timeout_seconds))
         _check_versions()
-        yield
-    # only after a block without an error: the others may be gone already, and leaving waits for them
-    dist.barrier()
+        try:
+            yield
+        except orderly as error:
+            ended = error
+        # not after another error: the others may be gone already, and leaving waits for them
+        dist.barrier()
     dist.destroy_process_group()
+    if ended is not None:
+        raise ended
 
 
 def _join(device: torch.device, timeout_seconds: float) -> None:
@@ -193,8 +201,8 @@ _LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", 
 
 
 @contextmanager
-def _explain_lost(timeout_seconds: float) -> Iterator[None]:
-    """Turns the error of a collective that the other processes did not take part in into a Refusal."""
+def explain_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns the error of a collective that the other processes did not take part in into a Refusal. `joined` does so, too."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -207,7 +215,7 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
         )
         raise Refusal(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
-            f"has the cause. The same command goes on from what is saved. ({words.splitlines()[0][:300]})"
+            "has the cause. The same command goes on from what is saved."
         ) from error
 
 
@@ -224,6 +232,7 @@ def _told_once() -> Iterator[None]:
     except Refusal as error:
         if _refusals_so_far() > 0:
             raise RepeatedRefusal(str(error)) from error
+        error.is_for_all = True
         raise
 
 
@@ -237,16 +246,23 @@ def _refusals_so_far() -> int:
 
 
 def _check_versions() -> None:
-    """Raises Refusal, naming the processes, if they do not all run the same versions."""
     own = {"openjepa": openjepa.__version__, "torch": torch.__version__, "Python": platform.python_version()}
-    everywhere = gathered(own)
+    refuse_differences({f"versions of {name}": version for name, version in own.items()}, "Install the same one everywhere")
+
+
+def refuse_differences(own: Mapping[str, object], advice: str) -> None:
+    """Raises Refusal in all processes, naming what differs and where, unless they call it with the same values.
+
+    `own`: values that can be pickled, by what they are. `advice`: what to do about a difference.
+    """
+    everywhere = gathered(dict(own))
     for name in own:
-        versions: dict[str, list[int]] = {}
+        holders: dict[str, list[int]] = {}
         for number, found in enumerate(everywhere):
-            versions.setdefault(found[name], []).append(number)
-        if len(versions) > 1:
-            words = "; ".join(f"{version} in process {', '.join(map(str, ranks))}" for version, ranks in versions.items())
-            raise Refusal(f"the processes run different versions of {name}: {words}. Install the same one everywhere")
+            holders.setdefault(str(found.get(name)), []).append(number)
+        if len(holders) > 1:
+            words = "; ".join(f"{value} in process {', '.join(map(str, ranks))}" for value, ranks in holders.items())
+            raise Refusal(f"the processes have different {name}: {words}. {advice}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- tensors

@@ -282,9 +282,16 @@ def _check_same_processes(path: Path, config: RunConfig, before: int) -> tuple[s
         f"the run had {before} process{'es' * (before > 1)} and continues with {now}: every step has the same samples, crops "
         "and masks, but sums are taken in another order, so the weights agree to rounding and not bitwise"
     )
-    optim, size = load_run_config(path / "config.yaml").optim, config.optim.batch_size
-    sizes = (optim.microbatch_size or size // before, config.optim.microbatch_size or size // now)
-    of_masks = microbatch_note(config.masks, *sizes)
+    size_then, size_now = (
+        load_run_config(path / "config.yaml").optim.images_at_a_time(before),
+        config.optim.images_at_a_time(now),
+    )
+    if size_then * before != size_now * now:
+        note += (
+            f". Terms of the loss that look at many images together saw {size_then * before} at a time and now see "
+            f"{size_now * now}: --optim.microbatch-size {max(1, size_then * before // now)} keeps that"
+        )
+    of_masks = microbatch_note(config.masks, size_then, size_now)
     return (note,) if of_masks is None else (note, of_masks)
 
 

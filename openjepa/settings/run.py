@@ -67,6 +67,10 @@ class OptimizationSettings:
     clip_mode: Literal["global", "per_tensor"] = "global"
     """Clip by the norm of all gradients (MSN, data2vec), or by the norm of each parameter's gradient (DINO, iBOT)."""
 
+    def images_at_a_time(self, processes: int) -> int:
+        """Images per forward and backward of one of the `processes`."""
+        return self.microbatch_size or self.batch_size // processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 REQUEUE = 75
 """Exit code after SIGUSR1: a temporary failure (EX_TEMPFAIL of sysexits.h), the same command goes on."""
 CAUGHT = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""Signals that end a loop. Windows has no SIGUSR1."""
+"""Signals that end a loop. If processes get different ones, the later in this list counts. Windows has no SIGUSR1."""
 
 
 class Interrupted(Exception):

@@ -1,10 +1,10 @@
 """Agreement: what the processes of a run decide together, so that all of them save and stop after the same step."""
 
-import signal
 import time
 from dataclasses import dataclass
 
 from openjepa.engine import distributed
+from openjepa.system.interrupts import CAUGHT
 
 LONGEST_SECONDS = 5.0
 """Longest time between two agreements, so that a signal is served soon even if steps are slow."""
@@ -40,12 +40,12 @@ class Agreement:
         if step < self._next and not is_last:
             return Decision()
         distributed.doing(f"the decision after step {step}")
-        number = 0 if requested is None else int(signal.Signals[requested])
+        number = 0 if requested is None else 1 + CAUGHT.index(requested)
         is_main = distributed.is_main()
         mine = (number, int(save_is_due and is_main), self._proposed(step) if is_main else 0)
         number, save, following = map(int, distributed.largest_over_ranks(mine))
         self._next, self._asked = following, (step, time.monotonic())
-        return Decision(signal.Signals(number).name if number else None, bool(save))
+        return Decision(CAUGHT[number - 1] if number else None, bool(save))
 
     def _proposed(self, step: int) -> int:
         """The step after which to ask again: the end of the logging interval, or earlier if steps are slow."""

@@ -45,6 +45,7 @@ from openjepa.training.startup import (
     default_view,
     introduce,
     microbatch,
+    refuse_other_runs,
     resume_point,
     run_identity,
     step_costs,
@@ -67,7 +68,7 @@ def train(config: RunConfig, fresh: bool = False, dry_run: bool = False, given: 
     Raises Interrupted after a signal, once everything is saved.
     """
     device = resolve_device(config.run.device)
-    with distributed.joined(device, config.parallel.timeout_seconds):
+    with distributed.joined(device, config.parallel.timeout_seconds, orderly=(Interrupted,)):
         return _train(config, fresh, dry_run, given, device)
 
 
@@ -90,6 +91,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
     splits = distributed.in_all(lambda: open_splits(config.data, seed))
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
+    identity = run_identity(splits.train, total_steps)
+    refuse_other_runs(config, identity, device, precision)
     method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
     plan = BatchPlan(optim.batch_size, microbatch(config), distributed.rank(), processes, config.masks.group_size)
     lines = introduce(config, method, costs, sampler, splits.description, device, precision, total_steps, steps_per_epoch)
@@ -105,7 +108,6 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         folder = open_run_folder(config, fresh, device, precision)
         resources.callback(folder.close)
         found = latest_checkpoint(folder.checkpoints)
-        identity = run_identity(splits.train, total_steps)
         state = resume_point(folder, found, identity, method)
         start = begin_from_weights(method, config, weights, found)
         del weights  # the method has copies
@@ -113,6 +115,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
+        resources.enter_context(distributed.explain_lost(config.parallel.timeout_seconds))
 
         # ------------------------------------------------------------ loader, networks, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)
@@ -129,8 +132,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
         if found:
             load_checkpoint(found, method, optimizer)
-        waits = config.parallel.timeout_seconds
-        writer = CheckpointWriter(folder.checkpoints, method, optimizer, config.system.keep_every, timeout_seconds=waits)
+        limit = config.parallel.timeout_seconds
+        writer = CheckpointWriter(folder.checkpoints, method, optimizer, config.system.keep_every, timeout_seconds=limit)
         resources.enter_context(writer)
 
         # ------------------------------------------------------------ log, display, monitor
@@ -145,7 +148,9 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         skips = SkipLedger(
             config.data.max_skipped, known=log.skipped_names(), num_seen=state.images_seen, num_skipped=state.samples_skipped
         )
-        meter = IntervalMeter(state.step_seconds)
+        # what was counted since the last line, if the run ends between two
+        resources.callback(lambda: log.write_skipped(skips.merge([skips.take()])))
+        meter, is_saved = IntervalMeter(state.step_seconds), found is not None
 
         # ------------------------------------------------------------ steps
         batches = loader.iterate(state.step, state.position, total_steps - state.step)
@@ -163,7 +168,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         agreement = Agreement(config.system.log_every, state.step)
         resources.enter_context(explain_not_finite(config, loader.name))
         if found:
-            clock.aside("export", outputs.export, state)  # a kill between checkpoint and export leaves older exports
+            clock.aside("export", outputs.export, state)  # a kill between checkpoint and export leaves those of another step
         if state.step < total_steps:
             clock.aside("prepare", monitor.prepare)
         if not found:
@@ -208,7 +213,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             )
             done = Progress(state.step, total_steps, steps_per_epoch, optim.schedule_stretch)
             last = state.step == total_steps
-            decision = agreement.after(state.step, interrupts.requested, clock.save_is_due(), last)
+            save_is_due = clock.save_is_due() or writer.has_failed()  # a save that has failed ends the run in the next one
+            decision = agreement.after(state.step, interrupts.requested, save_is_due, last)
             logs = last or state.step % config.system.log_every == 0
             saves = last or decision.stop or decision.save or _is_kept(state.step, config.system.keep_every)
             clock.step_done(state.step)
@@ -222,7 +228,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
                 guard.raise_if_bad()
                 state = _timed(state, clock)
                 rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
-                values = meter.finish(state, done, rates, loader.seconds_waited)
+                values = meter.finish(state, done, rates, loader.seconds_waited, loader.reads_repeated)
                 log.write("train", state.step, values)
                 left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
                 display.update(state.step, meter.summary(values, monitor.latest), left)
@@ -232,6 +238,9 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
                 guard.raise_if_bad()
                 state = _timed(state, clock)
                 clock.aside("save", writer.save, state)
+                if not is_saved:  # an export without any checkpoint could not be continued
+                    writer.finish()
+                    is_saved = True
                 clock.aside("export", outputs.export, state)
                 clock.saved()
                 state = _timed(state, clock)

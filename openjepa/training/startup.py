@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from rich.filesize import decimal
 
 from openjepa.checks import never_reached
-from openjepa.config import read_object
+from openjepa.config import flatten, read_object
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
@@ -59,7 +59,7 @@ def build_method(
 
 def microbatch(config: RunConfig) -> int:
     """Images per forward and backward of one process."""
-    return config.optim.microbatch_size or config.optim.batch_size // distributed.world_size()
+    return config.optim.images_at_a_time(distributed.world_size())
 
 
 def division_of(config: RunConfig, device: torch.device, precision: str) -> Division:
@@ -161,6 +161,16 @@ def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdent
     for index in range(len(source)):
         digest.update(os.fsencode(source.name(index)) + b"\0")
     return RunIdentity(total_steps, len(source), digest.hexdigest())
+
+
+def refuse_other_runs(config: RunConfig, identity: RunIdentity, device: torch.device, precision: str) -> None:
+    """Raises Refusal, naming what differs, unless all processes train the same run on the same data in the same arithmetic."""
+    settings = {name: value for name, value in flatten(config).items() if not name.startswith("system.")}
+    data = {f"data ({name})": value for name, value in asdict(identity).items()}
+    distributed.refuse_differences(
+        {**settings, **data, "kinds of device": device.type, "precisions": precision},
+        "Start the same command everywhere, and give all processes the same images",
+    )
 
 
 def resume_point(folder: RunFolder, found: Path | None, identity: RunIdentity, method: Method) -> TrainerState:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import openjepa
+import openjepa.cli
 import openjepa.commands.train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
@@ -296,3 +298,28 @@ def test_names_that_the_terminal_cannot_show_are_written_out(tmp_path: Path, enc
 def test_the_package_is_the_command() -> None:
     found = subprocess.run([sys.executable, "-m", "openjepa", "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == openjepa.__version__
+
+
+def test_commands_that_share_no_work_are_refused_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")  # without torchrun it means nothing
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == openjepa.__version__
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "runs/a"])
+    assert ended.value.code == 2
+    assert "openjepa report runs in one process, and torchrun has started 2" in capsys.readouterr().err
+
+
+def test_a_fault_that_all_processes_find_is_left_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(openjepa.cli.time, "sleep", slept.append)
+    for rank, waits in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            main(["nothing"])
+        assert len(slept) == waits  # torchrun ends this process meanwhile

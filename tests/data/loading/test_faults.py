@@ -18,6 +18,7 @@ from openjepa.data.loading import workers as workers_module
 from openjepa.data.loading.loader import TrainingLoader
 from openjepa.data.loading.order import BatchPlan, permutation
 from openjepa.data.loading.unreadable import SkipLedger
+from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource, ShardRecord, ShardSource, open_splits
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
@@ -25,6 +26,7 @@ from openjepa.system.patience import Patience
 from openjepa.types import Batch
 from tests.helpers.images import write_folder
 from tests.helpers.loading import CPU, INPUTS, SEED, START, RecordingSampler, Shards, load, opened, same
+from tests.helpers.processes import in_process
 from tests.helpers.tables import offline as offline
 from tests.helpers.tables import png, pq, write_parquet, write_tar
 
@@ -101,6 +103,37 @@ def test_workers_that_are_killed_too_often_end_the_run(images: ListSource, monke
     with pytest.raises(Refusal, match=r"SIGKILL.*\(the first missing result .*\), more than 0 times within 60 minutes"):
         with_fault(loader_of(images, workers=2), 1000, lambda: send(signal.SIGKILL))
     assert not multiprocessing.active_children()
+
+
+def large(task: int) -> bytes:
+    """More than fits into a pipe between two processes."""
+    return bytes(1_000_000)
+
+
+def take_one_and_stand_still() -> None:
+    next(parallel_map(large, range(1000), 2))
+    time.sleep(60)
+
+
+def waited(found: Callable[[], list[str]]) -> list[str]:
+    """The first result that is not empty, within 20 seconds."""
+    until = time.monotonic() + 20
+    while not (result := found()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return result
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux: processes are listed in /proc")
+def test_workers_end_with_a_process_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "PARENT_SECONDS", 0.1)
+    process = in_process(take_one_and_stand_still)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = waited(lambda: children.read_text().split() if len(children.read_text().split()) == 2 else [])
+    time.sleep(0.5)
+    process.kill()
+    process.join()
+    waited(lambda: ["all"] if not any(Path(f"/proc/{worker}").exists() for worker in workers) else [])
 
 
 def fail(task: int) -> int:

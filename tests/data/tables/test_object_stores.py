@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from openjepa.data.source import ListSource, open_splits
-from openjepa.data.tables import object_stores
+from openjepa.data.tables import local_files, object_stores
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings
 from openjepa.system.patience import Patience
@@ -187,6 +187,16 @@ def test_what_is_refused(shards: Path, tmp_path: Path) -> None:
             opened(path)
     with pytest.raises(Refusal, match=r"is no folder on a disk.*data pack"):
         open_splits(FolderSettings(path="memory://bucket/shards"), 0)
+
+
+def test_the_mark_of_an_unfinished_pack_is_looked_for_only_on_disks(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket may have the name of a folder here."""
+    monkeypatch.setattr(local_files, "UNFINISHED_PACK", str(tmp_path))  # absolute: it is there, whatever the folder
+    with pytest.raises(Refusal, match=r"is not complete; repeat"):
+        opened(shards)
+    assert opened("memory://bucket/shards").train.name
 
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")

@@ -1,11 +1,12 @@
 """The command line: finds the command, and turns a refusal into one message. Does not import tyro or torch itself."""
 
+import contextlib
 import io
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -66,10 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if not _is_first():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with contextlib.nullcontext() if _is_first() else _silence():
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -94,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _processes() -> int:
     """Number of processes that torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what is printed in the block: of the processes that torchrun has started, only the first one prints."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _is_first() -> bool:

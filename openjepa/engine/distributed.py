@@ -33,8 +33,7 @@ TIMEOUT_SECONDS = 600.0
 BUCKET_NUMBERS = 2**24
 """Numbers that are added up in one message."""
 PATIENT_SECONDS = 86_400.0
-"""Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
-noticed at once all the same; only one that hangs is not."""
+"""Time limit where others wait for hours, e.g. for a probe. Only a process that hangs, not one that ends, is noticed late."""
 
 
 _launch: Store | None = None

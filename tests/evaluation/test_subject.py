@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import openjepa
 from openjepa.commands.evaluate import evaluate, parse_evaluate
 from openjepa.commands.parsing.arguments import check_evaluated
-from openjepa.evaluation import subject
+from openjepa.evaluation import evaluation_run
 from openjepa.evaluation.evaluation_run import evaluate_run, find_subject
 from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.settings.evaluation import EvaluationSettings

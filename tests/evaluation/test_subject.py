@@ -106,7 +106,7 @@ def test_nothing_is_written_into_the_cache_of_the_hub(tmp_path: Path, monkeypatc
         (file, tmp_path / "vit.pth.results"),
     ):
         assert find_subject(path, SETTINGS, None).output == place
-    monkeypatch.setattr(subject.os, "access", lambda *_: False)
+    monkeypatch.setattr(evaluation_run.os, "access", lambda *_: False)
     assert find_subject(file, SETTINGS, None).output == Path("evaluations/vit.pth")
 
 

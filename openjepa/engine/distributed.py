@@ -28,13 +28,14 @@ Result = TypeVar("Result")
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
-TIMEOUT_SECONDS = 600.0
-"""How long a process waits for the others if no setting says it, and at most in the first meeting."""
+TIMEOUT_SECONDS = 1800.0
+"""Default time limit of a collective. Thrice the time after which one process starts data workers again that hang."""
+MEETING_SECONDS = 600.0
+"""Longest wait for the others in the first meeting, in which nobody works yet."""
 BUCKET_NUMBERS = 2**24
 """Numbers that are added up in one message."""
 PATIENT_SECONDS = 86_400.0
 """Time limit where others wait for hours, e.g. for a probe. Only a process that hangs, not one that ends, is noticed late."""
-
 
 _launch: Store | None = None
 """What all processes can read, even if one of them hangs, and after torchrun has started all of them again."""
@@ -109,7 +110,7 @@ def joined(
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
-    the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
+    the others in every collective. In the first meeting it waits at most MEETING_SECONDS. Raises Refusal if the others cannot
     be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
     the first of them tells it: the others raise RepeatedRefusal. `orderly`: errors that all processes raise together.
     """
@@ -147,11 +148,9 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # a hang leaves a file that names the collective of every process
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")  # a hang leaves a file that names each process's collectives
     global _launch, _store
-    meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
+    meeting_seconds = min(timeout_seconds, MEETING_SECONDS)
     try:
         _launch, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
         _store = _of_this_start(_launch, number, processes, meeting_seconds)
@@ -195,8 +194,8 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
     return PrefixStore(start, launch)
 
 
-_LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")
-"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors."""
+_LOST = ("gloo", "NCCL", "nccl")
+"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors. Gloo's begin with the path of its file."""
 
 
 @contextmanager
@@ -205,7 +204,7 @@ def explain_lost(timeout_seconds: float) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        words = str(error)
+        words = str(error) or type(error).__name__
         if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
             raise
         is_late = ("imed out" in words or "imeout" in words) and "refused" not in words

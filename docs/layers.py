@@ -16,6 +16,7 @@ LAYERS = (
     ("records",),
     ("schedules", "checks", "recipes", "measures"),
     ("system",),
+    # engine/distributed is a part of its own, below engine, because data and models also work over several processes
     ("types", "seeds", "config", "operators", "engine/distributed"),
     ("settings",),
     ("refusals",),

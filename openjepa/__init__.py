@@ -129,7 +129,8 @@ def evaluate(
     `data`: the images. None: those of the run. It is required if `subject` is not a run.
     `suite`: `paper`, `cached` or `dense`. Evaluates the rows of that suite on the data sets below `data_root`.
     """
-    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
+    from openjepa.evaluation.evaluation_run import evaluate_run
+    from openjepa.evaluation.suite_run import evaluate_suite
     from openjepa.settings.evaluation import EvaluationSettings
 
     settings = settings or EvaluationSettings()

@@ -23,9 +23,9 @@ from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, check_ranges
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
-from openjepa.settings.models import ModelSettings
+from openjepa.settings.models import ModelSettings, height_and_width
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, height_and_width
+from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings
 
 MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
 picture. The other mode of multi-block masks is drawn below the chosen one, to compare.

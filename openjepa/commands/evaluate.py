@@ -124,7 +124,8 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 
 
 def _evaluated(options: EvaluateOptions, data: DataSettings | None) -> list[Result]:
-    from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
+    from openjepa.evaluation.evaluation_run import evaluate_run
+    from openjepa.evaluation.suite_run import evaluate_suite
 
     if options.suite is None:
         return evaluate_run(options.subject, options.evaluation, data, say)

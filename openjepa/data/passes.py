@@ -249,7 +249,7 @@ class AugmentedBatch:
 class SharedPass:
     """How processes that have joined make one pass together."""
 
-    rows: Callable[[UInt8[Tensor, "n 3 h w"]], Tensor]
+    gather: Callable[[UInt8[Tensor, "n 3 h w"]], Tensor]
     """From the images that this process has decoded to the rows of all processes, in their order: images or features."""
     piece: int
     """Number of records that each process decodes at a time."""
@@ -273,7 +273,7 @@ def augmented_batches(
     last batch that is not full is dropped, unless it is the only one.
 
     `together`: all processes get the batches that a single one would get, and each decodes a share of the records. The images
-    of a batch are then what `together.rows` makes of them, also in a single process.
+    of a batch are then what `together.gather` makes of them, also in a single process.
     """
     wanted = np.arange(len(views.source)) if rows is None else rows
     order = wanted[np.random.default_rng(derive("order", seed, epoch)).permutation(len(wanted))]
@@ -285,11 +285,11 @@ def augmented_batches(
     is_shared = together is not None and distributed.world_size() > 1
     if together is not None and is_shared:
         own = _own_pieces(views, tasks_of, order, together.piece, workers, views.view.size)
-        pieces = _pieces_of_all(own, together.rows, found)
+        pieces = _pieces_of_all(own, together.gather, found)
     else:
         pieces = _readable(parallel_map(views, tasks_of(order), workers, _ahead(batch_size, TRAINING_CHUNK)), found)
     for images, indices in rebatched(pieces, batch_size, drop_last):
-        made = images if together is None or is_shared else together.rows(images)
+        made = images if together is None or is_shared else together.gather(images)
         yield AugmentedBatch(made, torch.from_numpy(views.labels[indices.numpy()]), indices)
     if unreadable is None and epoch == 0 and distributed.is_main():
         _warn(found, len(order), "to train on")
@@ -334,11 +334,11 @@ def _own_pieces(
 
 
 def _pieces_of_all(
-    own: Iterable[Piece], rows: Callable[[Tensor], Tensor], unreadable: list[Skipped]
+    own: Iterable[Piece], gather: Callable[[Tensor], Tensor], unreadable: list[Skipped]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `_readable`, for the pieces of all processes. `own`: those of this one. `rows`: as in `SharedPass`."""
+    """As `_readable`, for the pieces of all processes. `own`: those of this one. `gather`: as in `SharedPass`."""
     for images, numbers, failed in own:
-        made, of_all = rows(images), distributed.gathered((numbers, failed))
+        made, of_all = gather(images), distributed.gathered((numbers, failed))
         unreadable.extend(chain.from_iterable(some for _, some in of_all))
         yield made, torch.from_numpy(np.concatenate([part for part, _ in of_all]))
 

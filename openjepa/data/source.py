@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -323,6 +324,13 @@ def class_numbers(words: Iterable[str], class_names: Iterable[str]) -> NDArray[n
     """The position of each of `words` in `class_names`. Raises KeyError if one is absent."""
     numbers = {name: number for number, name in enumerate(class_names)}
     return np.array([numbers[word] for word in words], dtype=np.int64)
+
+
+def data_set_name(settings: DataSettings) -> str:
+    """Name of the data set in names of runs and in results: the last part of its path without wildcards, or the source."""
+    path: str = vars(settings).get("path") or ""  # sources that read files have this setting
+    parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
+    return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else settings.source
 
 
 def open_splits(settings: DataSettings, seed: int) -> Splits:

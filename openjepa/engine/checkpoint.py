@@ -327,7 +327,7 @@ def _problem(folder: Path) -> str | None:
     if files is None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))
-    found = distributed.shared([partial(damage, folder / name, files[name]) for name in largest_first])
+    found = distributed.divided_work([partial(damage, folder / name, files[name]) for name in largest_first])
     # another machine may have written a file that this process sees, and another one does not yet
     suspects = {name: files[name] for name, words in zip(largest_first, found, strict=True) if words is not None}
     return (

@@ -226,7 +226,7 @@ class _Counter:
                 module.register_forward_pre_hook(self._note_scores)
             if isinstance(module, Block):
                 kind = (module.drop_path.rate > 0, *(tuple(value.shape) for value in module.parameters()))
-                module.forward = partial(self._block, module.forward, kind)  # type: ignore[method-assign]
+                module.forward = partial(self._block, module.forward, kind)  # type: ignore[method-assign]  # meant to replace it
 
     def count(self, batch: Batch) -> _Tally:
         """The costs of the forward of `batch`."""

@@ -35,8 +35,7 @@ MEETING_SECONDS = 600.0
 BUCKET_NUMBERS = 2**24
 """Numbers that are added up in one message."""
 PATIENT_SECONDS = 86_400.0
-"""Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
-noticed at once all the same; only one that hangs is not."""
+"""Time limit where others wait for hours, e.g. for a probe. Only a process that hangs, not one that ends, is noticed late."""
 
 _launch: Store | None = None
 """What all processes can read, even if one of them hangs, and after torchrun has started all of them again."""
@@ -122,7 +121,7 @@ def joined(
     ended: Exception | None = None
     with contextlib.ExitStack() as block:
         if not is_main():
-            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+            block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123  (no path)
         block.enter_context(_told_once())
         block.enter_context(explain_lost(timeout_seconds))
         _check_versions()
@@ -291,7 +290,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     """
     if not is_active() or value.is_meta:  # costs are counted on the meta device, whose tensors have no values
         return value
-    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]
+    return _Sum.apply(value)  # type: ignore[no-untyped-call,no-any-return]  # torch has no types for it
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -416,7 +415,7 @@ def from_main(make: Callable[[], Result], group: dist.ProcessGroup | None = None
         raise failure
     if sent[1] is not None:
         raise RepeatedRefusal(sent[1])
-    return sent[0]  # type: ignore[no-any-return]
+    return sent[0]  # type: ignore[no-any-return]  # what `make` returned
 
 
 def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
@@ -438,10 +437,10 @@ def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -
     first = next((number for number, words in enumerate(failures) if words is not None), None)
     if first is not None:
         raise RepeatedRefusal(f"process {first}: {failures[first]}")
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # what `make` returned
 
 
-def shared(works: Sequence[Callable[[], Result]]) -> list[Result]:
+def divided_work(works: Sequence[Callable[[], Result]]) -> list[Result]:
     """What each of `works` returns, in their order. Each process calls every N-th of them; the others get pickled copies.
 
     An error of one of them is raised in all processes, as by `in_all`.

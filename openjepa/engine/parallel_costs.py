@@ -13,6 +13,7 @@ from openjepa.engine.device import peak_memory
 from openjepa.engine.parallel import Strategy
 
 NUMBER_BYTES = {"fp32": 4, "bf16": 2}
+"""Bytes of one number, by precision."""
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that DDP sends at once (torch's default)."""
 

@@ -19,6 +19,7 @@ import torch
 
 import openjepa
 from openjepa.config import difference, load_run_config, log_lines, number, read_object, readable, save_yaml
+from openjepa.data.source import data_set_name
 from openjepa.engine import distributed
 from openjepa.engine.device import device_name
 from openjepa.masks.official_draws import microbatch_note
@@ -123,7 +124,7 @@ def has_begun(path: Path) -> bool:
 
 def run_path(config: RunConfig) -> Path:
     """`<output>/<name>`. The default name joins the names of recipe, preset, data set and starting weights."""
-    parts = [part for part in (config.recipe, config.preset, config.data.name()) if part != "custom"]
+    parts = [part for part in (config.recipe, config.preset, data_set_name(config.data)) if part != "custom"]
     origin = [] if config.run.init is None else ["from", weights_name(config.run.init)]
     return Path(config.run.output).expanduser() / (config.run.name or "-".join([*parts, *origin]))
 

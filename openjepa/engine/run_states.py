@@ -275,7 +275,7 @@ def _shown(runs: Sequence[RunState], folder: Path) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for name in ("done", "step", "img/s", "left", "procs", "loss", "saved"):
+    for name in ("done", "step", "img/s", "left", "processes", "loss", "saved"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(_title(run), Text(run.state, STYLES[run.state]), *_numbers(run))

@@ -1,56 +1,84 @@
-"""Evaluates an encoder on its run's own images, on other images, or on the rows of a suite, and writes the results.
+"""Evaluates an encoder on its run's own images, or on other images, and writes the results.
 
-`evaluate_run` evaluates on one data set. `evaluate_suite` evaluates on the benchmarks below one folder, beside published
-numbers. Both evaluate one task after the other. For each task, `evaluate_seeds` runs every seed that was asked for.
+`evaluate_run` finds the subject, a run folder or an encoder in any readable format, and evaluates one task after the other. For
+each task, `evaluate_seeds` runs every seed that was asked for, beside the baselines: the untrained encoder and, if the run
+started from weights, the encoder at the start.
 """
 
-import hashlib
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 from openjepa.checks import check_patch_divides
-from openjepa.config import to_dict
-from openjepa.data.datasets.benchmarks import BENCHMARKS, find_benchmark
-from openjepa.data.selection import for_probes, low_shot_rows
-from openjepa.data.source import ListSource, Splits, file_stamp, open_splits
+from openjepa.config import load_run_config, readable_object, to_dict
+from openjepa.data.selection import for_probes
+from openjepa.data.source import Splits, data_set_name, open_splits
 from openjepa.engine import distributed
-from openjepa.engine.device import resolve_device
+from openjepa.engine.device import seed_generator
 from openjepa.evaluation.probes.closed_sweep import shared_components
-from openjepa.evaluation.subject import Subject, baselines, find_subject, load_subject
 from openjepa.evaluation.task_run import Subjects, evaluate_task
 from openjepa.evaluation.tasks import (
-    PUBLISHED,
-    SUITES,
     TASKS,
-    SuiteRow,
     Task,
     chosen_tasks,
     data_key,
+    data_name,
     fitting_protocols,
-    folder_key,
-    suite_rows,
     variant_name,
     with_current_names,
 )
-from openjepa.models.vit import VisionTransformer
-from openjepa.records import Metric, Result, SubjectResult, read_result
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.records import Metric, Result, SubjectResult
 from openjepa.refusals import Refusal
-from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
+from openjepa.seeds import derive
+from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.fields import as_option
-from openjepa.settings.models import EncoderConfig
-from openjepa.settings.protocols import PROTOCOLS, check_evaluation, published_protocols
-from openjepa.settings.sources import DataSettings, height_and_width
-from openjepa.system.console import Say, silent
-from openjepa.weights.contents import weights_hash
+from openjepa.settings.models import EncoderConfig, height_and_width
+from openjepa.settings.protocols import PROTOCOLS, check_evaluation
+from openjepa.settings.sources import DataSettings
+from openjepa.system.console import Say, absent, hub_name, say, silent
+from openjepa.weights.formats import WeightsChoice, load_any
+from openjepa.weights.native import load_encoder
 
-PUBLISHED_LIST = 12_811
-"""Number of images in the published list of 1 % of ImageNet's labels."""
-NOT_OF_A_ROW = ("tasks", "workers", "device", "feature_batch_size")
-"""Settings that do not change the numbers of a row, so that a finished row is reused if only these differ."""
+ELSEWHERE = Path("evaluations")
+"""Folder below the working directory for results of encoders in places where nothing can be written."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run's encoder, or an encoder alone, with all that its evaluation needs."""
+
+    output: Path
+    """Folder that holds eval/: the run's, or that of `_output` if the encoder belongs to no run."""
+    kind: str
+    """run or encoder."""
+    encoder_path: Path
+    """Path of the encoder: a folder, a file, or a name on the Hub."""
+    initial_folder: Path | None
+    """Folder of the untrained encoder, if the run started from random weights and kept them."""
+    predictor_folder: Path | None
+    """Folder of the predictor, if there is one."""
+    data: DataSettings | None
+    """The images to evaluate on; None for an encoder without a run if no images were named."""
+    seed: int
+    """Seed of the run, which decides the data's split and subset."""
+    encoder_name: str
+    """Part of the results' file names; empty for the run's own encoder."""
+    names: tuple[str, ...]
+    """Parts of the results' file names for encoder and data; empty for the run's own."""
+    masks_mode: str | None = None
+    step: int | None = None
+    """The run's step at which the encoder was exported."""
+    which: Literal["target", "context"] = "target"
+    """The encoder that is evaluated if a file holds both."""
+    start_folder: Path | None = None
+    """Folder of the encoder before training, if the run started from weights (`run.init`) and kept it."""
 
 
 @shared_components()
@@ -117,201 +145,6 @@ def _check_labels(tasks: Sequence[str], splits: Splits) -> None:
         raise Refusal(f"tasks={' '.join(tasks)}: {'; '.join(dict.fromkeys(reasons.values()))}; {hint}")
 
 
-# -------------------------------------------------------------------------------------------------------------- rows of a suite
-
-
-@shared_components()
-def evaluate_suite(
-    subject: Path,
-    suite: str,
-    data_root: Path,
-    settings: EvaluationSettings,
-    say: Say = silent,
-    each: Callable[[Result], None] = silent,
-    again: bool = False,
-) -> list[Result]:
-    """Evaluates an encoder or a run on every row of a suite whose benchmark is in a folder below `data_root`.
-
-    Writes `<subject>/eval/suite-<row>.json` and calls `each` with the result as soon as a row is finished. If a benchmark is
-    missing or a row fails, its Result says why, and the other rows are still evaluated. Rows finished earlier with the same
-    weights, settings and data are read instead of computed, unless `again` is True. Raises Refusal before anything is computed
-    if a benchmark is broken (a missing split, a list of absent files), if the suite, a row or the device is unknown, if the
-    list of labeled images is missing or names other images, or if there is no benchmark at all.
-    """
-    settings = with_current_names(settings, say)
-    check_evaluation(settings)
-    resolve_device(settings.device)
-    rows = suite_rows(suite, settings.tasks)
-    root = data_root.expanduser()
-    if not root.is_dir():
-        raise Refusal(f"data_root={str(data_root)!r} is no folder; it must hold one folder per data set: {_expected(rows)}")
-    found = find_subject(Path(subject).expanduser(), settings, None)
-    encoder, config = load_subject(found, settings.heads)
-    view_size(settings, config)
-    weights = weights_hash(encoder)
-    opened = {name: find_benchmark(name, root) for name in dict.fromkeys(row.benchmark for row in rows)}
-    if all(isinstance(splits, str) for splits in opened.values()):
-        raise Refusal(f"data_root={str(data_root)!r} holds none of the data sets of the rows asked for: {_expected(rows)}")
-    planned = [plan for row in rows for plan in _plans(row, opened[row.benchmark], settings, config)]
-    for row, own, _ in planned:
-        _check_list(row, opened[row.benchmark], own)
-    images = {name: _images_key(splits) for name, splits in opened.items() if not isinstance(splits, str)}
-    results = []
-    for number, (row, own, pooled) in enumerate(planned, start=1):
-        splits = opened[row.benchmark]
-        result = _described(blank_result(row.task, found, own, splits), row, own)
-        if not isinstance(splits, str):
-            variant, key = _row_variant(row, own, config, found.encoder_name), folder_key(root / row.benchmark)
-            result = replace(result, variant=variant, data_key=key, departures=_departures(row, own, config), weights=weights)
-            called = BENCHMARKS[row.benchmark].title
-            result = replace(result, images=_with_list(images[row.benchmark], own.low_shot), data_name=called)
-            result = distributed.from_main(partial(result.placed, found.output / "eval"))
-            told = partial(_prefixed, say, f"[{number}/{len(planned)}] {result.title}: ")
-            kept = None if again else distributed.from_main(partial(_finished, result, found.output / "eval"))
-            if kept is not None:
-                older = "" if kept.images else " by a version that did not note whether images were overwritten in place"
-                told(f"done before{older}: {kept.file_name} (--again computes it anew)")
-            result = kept or _guarded(
-                result, partial(evaluate_seeds, result, splits, found, encoder, pooled, own, told, row.benchmark)
-            )
-        if result.skipped is not None:
-            result = replace(result, variant="", data_key="")
-            distributed.from_main(partial(result.write, found.output / "eval"))
-        results.append(result)
-        each(result)
-    return results
-
-
-def _plans(
-    row: SuiteRow, splits: Splits | str, settings: EvaluationSettings, config: EncoderConfig
-) -> list[tuple[SuiteRow, EvaluationSettings, EncoderConfig]]:
-    """The row with its settings, once for each pooling, or only once if its data is missing."""
-    own = _row_settings(row, settings, row.name in settings.tasks)
-    poolings = pooled_configs(TASKS[row.task], own, config)
-    return [
-        (row, pooled_settings(own, config, pooled), pooled) for pooled in poolings[: 1 if isinstance(splits, str) else None]
-    ]
-
-
-def _finished(blank: Result, folder: Path) -> Result | None:
-    """The row's earlier result, if the row was finished with the same encoder, settings and data; else None."""
-    found = read_result(folder / blank.file_name)
-    if found is None or found.partial or found.skipped is not None or found.images not in ("", blank.images):
-        return None
-    same = ("weights", "data_key", "data", "encoder")
-    settings = [{name: value for name, value in item.settings.items() if name not in NOT_OF_A_ROW} for item in (found, blank)]
-    return found if settings[0] == settings[1] and all(getattr(found, n) == getattr(blank, n) for n in same) else None
-
-
-def _images_key(splits: Splits) -> str:
-    """Short hash of the images of both splits."""
-    sources = [source for source in (splits.train, splits.test) if isinstance(source, ListSource)]
-    known = "".join(source.fingerprint for source in sources)
-    return hashlib.sha256(known.encode()).hexdigest()[:12]
-
-
-def _with_list(images: str, shot: LowShotSettings) -> str:
-    """Short hash of `images` and of the list of labeled images; `images` itself if there is no list."""
-    listed = b"" if shot.list is None else file_stamp(Path(shot.list).expanduser())
-    return hashlib.sha256(images.encode() + listed).hexdigest()[:12] if listed else images
-
-
-def _prefixed(say: Say, prefix: str, text: str) -> None:
-    say(prefix + text)
-
-
-def _guarded(blank: Result, evaluate: Callable[[], Result]) -> Result:
-    """The row's result. If an error ends it, returns `blank` with the error, so that the other rows still run.
-
-    Of several processes, each must raise the error. Others may be in the middle of the row if it is no refusal, or if it is
-    about memory, which one process alone may lack. It then ends all of them.
-    """
-    try:
-        return evaluate()
-    except Exception as error:
-        may_be_alone = not isinstance(error, Refusal) or isinstance(error.__cause__, RuntimeError | MemoryError)
-        if os.environ.get("OPENJEPA_DEBUG") or (distributed.world_size() > 1 and may_be_alone):
-            raise
-        kind = "" if isinstance(error, Refusal) else f"{type(error).__name__}: "
-        return replace(blank, skipped=f"failed: {kind}{error}", failed=True)
-
-
-def _check_list(row: SuiteRow, splits: Splits | str, settings: EvaluationSettings) -> None:
-    """Raises Refusal if the list of labeled images names images that do not exist. Called before the first row is computed."""
-    labels = None if isinstance(splits, str) else TASKS[row.task].labels(splits)
-    if settings.low_shot.list is None or labels is None or isinstance(labels, str):
-        return
-    assert not isinstance(splits, str) and isinstance(splits.train, ListSource)
-    low_shot_rows(splits.train, labels[0], settings.low_shot, settings.max_skipped)
-
-
-def _expected(rows: Sequence[SuiteRow]) -> str:
-    return ", ".join(dict.fromkeys(BENCHMARKS[row.benchmark].folders[0] for row in rows))
-
-
-def _row_settings(row: SuiteRow, settings: EvaluationSettings, is_named: bool) -> EvaluationSettings:
-    """The settings, with the row's own values for everything that `settings` leaves open.
-
-    Low-shot settings apply to the low-shot rows, and to other rows if `tasks` names them (`is_named`).
-    """
-    shot = settings.low_shot
-    if row.is_low_shot and not shot.is_set():
-        shot = LowShotSettings(percent=1.0, seed=shot.seed)
-    if not (row.is_low_shot or is_named):
-        shot = LowShotSettings()
-    return replace(settings, protocols=settings.protocols or row.protocols, low_shot=shot)
-
-
-def _is_published_draw(row: SuiteRow, shot: LowShotSettings) -> bool:
-    """True if the number of labels is that of the row's published numbers."""
-    return shot.list is not None or shot.percent == 1.0 if row.is_low_shot else not shot.is_set()
-
-
-def _described(blank: Result, row: SuiteRow, settings: EvaluationSettings) -> Result:
-    """`blank` with the row's name, title and published numbers; without published numbers if the number of labels differs."""
-    shot = settings.low_shot
-    if _is_published_draw(row, shot):
-        return replace(blank, row=row.name, title=row.title, published=PUBLISHED.get(row.name, ()))
-    name = BENCHMARKS[row.benchmark].title if row.is_low_shot else row.title
-    few = "list of labels" if shot.list is not None else f"{shot.images_per_class} per class"
-    words = few if shot.percent is None else f"{shot.percent:g} % of the labels"
-    return replace(blank, row=row.name, title=f"{name}, {words}")
-
-
-def _row_variant(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig, encoder_name: str) -> str:
-    """The words by which a row differs from the same row of the suite `paper`. They keep files of different suites apart."""
-    paper = {item.name: item for item in SUITES["paper"]}.get(row.name, row)
-    protocols = fitting_protocols(TASKS[row.task], settings.protocols)
-    own = replace(settings, protocols=protocols or settings.protocols)
-    usual = _row_settings(paper, type(settings)(), False)
-    return variant_name(own, config.image_size, view_size(settings, config), encoder_name, usual=usual)
-
-
-def _draw_words(shot: LowShotSettings) -> str:
-    """The difference between a draw of labels and the published list, in words; empty if it may be that list."""
-    if shot.list is None:
-        return "1 % drawn per class, not the published list" if shot.percent == 1.0 else ""
-    names = sum(bool(line.split("#")[0].strip()) for line in Path(shot.list).expanduser().read_text().splitlines())
-    return "" if names == PUBLISHED_LIST else f"a list of {names:,} labels, not the published {PUBLISHED_LIST:,}"
-
-
-def _departures(row: SuiteRow, settings: EvaluationSettings, config: EncoderConfig) -> tuple[str, ...]:
-    """The settings that depart from the published protocol, in words. `evaluate_task` adds departures of the data."""
-    usual = type(settings)()
-    own = [name for entry in published_protocols() for name in entry.own]
-    changed = [name for name in own if getattr(settings, name) != getattr(usual, name)]
-    read = {name for protocol in settings.protocols for name in PROTOCOLS[protocol].own}
-    size = view_size(settings, config)
-    draw = _draw_words(settings.low_shot) if row.is_low_shot else ""
-    return (
-        *(f"{name}.* is changed" for name in changed if name in read),
-        *((f"images of {size[0]}x{size[1]} px",) if size != config.image_size else ()),
-        *((f"pooled by {settings.pooling.replace('_', ' ')}",) if settings.pooling != "own" else ()),
-        *((f"at most {settings.max_train_images} training images",) if settings.max_train_images is not None else ()),
-        *((draw,) if draw else ()),
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------------- one task
 
 
@@ -327,7 +160,7 @@ def blank_result(task: str, subject: Subject, settings: EvaluationSettings, spli
         settings=to_dict(settings),
         data="" if isinstance(splits, str) else splits.description,
         data_facts=None if isinstance(splits, str) else splits.facts(),
-        data_name="" if subject.data is None else subject.data.name(),
+        data_name="" if subject.data is None else data_set_name(subject.data),
         skipped=splits if isinstance(splits, str) else None,
         masks_mode=subject.masks_mode,
         step=subject.step,
@@ -429,3 +262,96 @@ def _mean(metrics: Sequence[Metric]) -> Metric:
     extra = {name: statistics.fmean(metric.extra[name] for metric in metrics) for name in metrics[0].extra}
     spread = statistics.stdev(values)
     return replace(metrics[0], value=statistics.fmean(values), spread=spread, seeds=len(values), extra=extra)
+
+
+# ----------------------------------------------------------------------------------------------------------------- the subject
+
+
+def find_subject(path: Path, settings: EvaluationSettings, data: DataSettings | None) -> Subject:
+    """Finds out whether `path` is a run, an encoder folder, a file of weights or a name on the Hub, and which data it has.
+
+    Raises Refusal if it can be none of these.
+    """
+    if (path / "config.yaml").is_file():
+        run = load_run_config(path)
+        folder = path / ("encoder" if settings.encoder == "target" else "context_encoder")
+        if not folder.is_dir():
+            hint = (
+                "finish or stop the training first"
+                if settings.encoder == "target"
+                else "train with method.export_context_encoder"
+            )
+            raise Refusal(f"encoder={settings.encoder!r}: the run {path} has no folder {folder.name}; {hint}")
+        used = data or run.data
+        name: str = "" if settings.encoder == "target" else settings.encoder
+        mode, step = _note(path / "predictor", "mask_mode"), _note(folder, "step")
+        names = (name, data_name(run.data, used))
+        initial, predictor = _existing(path / "encoder_initial"), _existing(path / "predictor")
+        start, initial = (None, initial) if run.run.init is None else (initial, None)
+        return Subject(path, "run", folder, initial, predictor, used, run.run.seed, name, names, mode, step, start_folder=start)
+    name_on_hub = hub_name(path)
+    if not path.exists() and name_on_hub is None:
+        raise Refusal(f"{path} {absent(path)}; name a run folder, an encoder folder or a file of weights")
+    if not ((path / "config.json").is_file() or path.is_file() or name_on_hub is not None):
+        raise Refusal(
+            f"{path} is neither a run folder (config.yaml) nor an encoder folder (config.json, model.safetensors) "
+            "nor a file of weights"
+        )
+    inside = path.is_dir() and (path.resolve().parent / "config.yaml").is_file()
+    output, name = (path.resolve().parent, path.resolve().name) if inside else (_output(path), "")
+    # the run's seed, so that the images it was trained on are not in the test split
+    seed = load_run_config(path.resolve().parent).run.seed if inside else settings.seed
+    name = "-".join(part for part in (name, settings.encoder if settings.encoder == "context" else "") if part)
+    names = (name, data_name(None, data) if data is not None else "")
+    return Subject(
+        output, "encoder", path, None, None, data, seed, name, names, step=_note(path, "step"), which=settings.encoder
+    )
+
+
+def load_subject(subject: Subject, heads: int | None) -> tuple[VisionTransformer, EncoderConfig]:
+    """Loads the encoder. Prints what was found if it is not in openjepa's own format. Raises Refusal if it cannot be read."""
+    loaded = load_any(subject.encoder_path, WeightsChoice(encoder=subject.which, heads=heads, predictor=False))
+    if not loaded.is_own:
+        say(f"{subject.encoder_path}: {loaded.what}; results in {subject.output / 'eval'}")
+    for note in loaded.notes:
+        say(f"note: {note}")
+    return loaded.encoder, loaded.config
+
+
+def baselines(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> dict[str, VisionTransformer]:
+    """The encoders to compare with: `start`, if the run started from weights, then `untrained`."""
+    start = {} if subject.start_folder is None else {"start": load_encoder(subject.start_folder)[0]}
+    return {**start, "untrained": untrained(subject, config, seed, is_first)}
+
+
+def untrained(subject: Subject, config: EncoderConfig, seed: int, is_first: bool = True) -> VisionTransformer:
+    """An encoder of the same shape with random weights. For the first seed it is the run's own, if the run kept it."""
+    if subject.initial_folder is not None and is_first:
+        return load_encoder(subject.initial_folder)[0]
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.device("cpu"), derive("weights", seed))  # not a GPU's generator
+        return build_encoder(config)
+
+
+def _output(path: Path) -> Path:
+    """The folder for the results of an encoder that belongs to no run.
+
+    It is the encoder's own folder, or X.results beside its file X. If that place is the Hub's cache or not writable, it is
+    evaluations/<name> below the working directory.
+    """
+    place = path if path.is_dir() else path.parent
+    cached = next((part for part in path.absolute().parts if part.startswith("models--")), None)
+    if path.exists() and cached is None and os.access(place, os.W_OK):
+        return path if path.is_dir() else path.with_name(f"{path.name}.results")
+    if path.exists():
+        return ELSEWHERE / (cached.removeprefix("models--") if cached else path.resolve().name)
+    return ELSEWHERE / (hub_name(path) or str(path)).replace("/", "--")
+
+
+def _existing(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None
+
+
+def _note(network: Path, name: str) -> Any:
+    """The entry `name` in the config.json of an exported network; None if there is none."""
+    return (readable_object(network / "config.json") or {}).get(name)

@@ -235,10 +235,10 @@ class ImageBatch(Protocol):
     """A batch of images in the order of the source."""
 
     @property
-    def images(self) -> UInt8[Tensor, "B 3 h w"]: ...  # noqa: D102
+    def images(self) -> UInt8[Tensor, "B 3 h w"]: ...  # noqa: D102  (the name says it)
 
     @property
-    def indices(self) -> Int[Tensor, " B"]: ...  # noqa: D102
+    def indices(self) -> Int[Tensor, " B"]: ...  # noqa: D102  (the name says it)
 
 
 class Extractor(Protocol):

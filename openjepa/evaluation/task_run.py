@@ -325,7 +325,7 @@ def _on_features(
         return [_called(call, probe, settings) for call in calls]
 
     extractors = _extractors(subjects, settings)
-    results = distributed.shared([partial(probed, subject, extractor) for subject, extractor in extractors.items()])
+    results = distributed.divided_work([partial(probed, subject, extractor) for subject, extractor in extractors.items()])
     return dict(zip(extractors, results, strict=True))
 
 
@@ -340,7 +340,7 @@ def _on_images(
     works = {subject: partial(_called, call, probe, settings) for subject, probe in probes.items()}
     if distributed.world_size() > 1 and PROTOCOLS[call[0]].works_on == "maps":
         say(_titles(call))
-        yield from zip(works, distributed.shared(list(works.values())), strict=True)
+        yield from zip(works, distributed.divided_work(list(works.values())), strict=True)
         return
     for subject, work in works.items():
         say(f"{_titles(call)}, {'trained' if subject == 'encoder' else subject}")

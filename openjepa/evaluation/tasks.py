@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openjepa.config import nearest_names
-from openjepa.data.source import ListSource, Splits
+from openjepa.data.source import ListSource, Splits, data_set_name
 from openjepa.records import Published
 from openjepa.refusals import Refusal
 from openjepa.settings.evaluation import EvaluationSettings, LowShotSettings
@@ -370,14 +370,14 @@ def _shot_words(shot: LowShotSettings) -> tuple[str, ...]:
 def data_name(own: DataSettings | None, data: DataSettings) -> str:
     """The name of `data` in results; empty if the evaluation uses the run's own images and split."""
     if own is None:
-        return data.name()
+        return data_set_name(data)
     seen, usual = _seen(data), _seen(own)
     if seen == usual:
         return ""
-    if data.name() != own.name() or type(data) is not type(own):
-        return data.name()
+    if data_set_name(data) != data_set_name(own) or type(data) is not type(own):
+        return data_set_name(data)
     # different images under the same name: add the settings that differ
-    return "-".join((data.name(), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
+    return "-".join((data_set_name(data), *(f"{name}-{value}" for name, value in seen.items() if value != usual[name])))
 
 
 def data_key(data: DataSettings) -> str:

@@ -160,7 +160,7 @@ def _known_gpu(name: str) -> Gpu:
 def _without_images(config: RunConfig) -> RunConfig:
     """`config` with a path for its images if it has none, because a plan can do without them."""
     if getattr(config.data, "path", "there") == "":
-        return replace(config, data=replace(config.data, path="images"))  # type: ignore[call-arg]
+        return replace(config, data=replace(config.data, path="images"))  # type: ignore[call-arg]  # not every source has a path
     return config
 
 

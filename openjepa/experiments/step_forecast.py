@@ -11,7 +11,7 @@ ADAMW_BYTES = 32
 """Bytes that an update moves for each trained weight: the norm reads the gradient, AdamW reads value, gradient and moments and
 writes all but the gradient."""
 AVERAGE_BYTES = 12
-"""Bytes that the moving average moves for each of its weights: it reads both networks and writes one."""
+"""Bytes that the target encoder moves for each of its weights: its update reads both networks and writes one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StepForecast:
 
     compute: float
     optimizer: float
-    """Norm, AdamW and moving average, which wait for the GPU's memory."""
+    """Norm, AdamW and the update of the target encoder, which wait for the GPU's memory."""
     communication: float
     """All communication, most of which goes on during `compute`."""
     waiting: float

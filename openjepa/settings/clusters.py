@@ -9,6 +9,7 @@ from openjepa.refusals import Refusal
 from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, at_least
 
 CPUS_PER_PROCESS = 8
+"""Cores for each process, its data workers included, if `cpus_per_task` is not set."""
 _TIME = r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}"
 _FORMS = {
     "time": (_TIME, "minutes, HH:MM:SS or D-HH:MM:SS, e.g. --time 1-12:00:00"),

@@ -230,6 +230,11 @@ MOST_POSITIONS = 2**30
 """Most values in a table of fixed positions."""
 
 
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size. `size`: the same, or the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def check_patch_divides(
     patch: int,
     size: tuple[int, int],

@@ -1,6 +1,5 @@
 """Settings of the data sources: one dataclass each, all derived from DataSettings."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,11 +14,7 @@ from openjepa.settings.fields import (
     SMALLEST_FIRST,
     Entry,
 )
-
-
-def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size. `size`: the same, or the side of a square."""
-    return (size, size) if isinstance(size, int) else size
+from openjepa.settings.models import height_and_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +50,6 @@ class DataSettings:
     def height_width(self) -> tuple[int, int]:
         """The training crop as (height, width) in pixels."""
         return height_and_width(self.image_size)
-
-    def name(self) -> str:
-        """Name of the data set in a run's name: the last part of its path without wildcards, or the source."""
-        path: str = vars(self).get("path") or ""  # sources that read files have this setting
-        parts = [part for part in path.split("/") if part not in ("", ".", "..", "~") and "*" not in part]
-        return re.sub(r"[^\w.-]+", "-", parts[-1]) if parts else self.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ class ReadAhead(Generic[Result]):
     def _work(self, first: int, stop: int, results: "queue.Queue[Result | _Raised]") -> None:
         for place in range(first, stop):
             try:
-                results.put(self._patience.repeated(lambda place=place: self._read(place)))  # type: ignore[misc]
+                results.put(self._patience.repeated(lambda place=place: self._read(place)))  # type: ignore[misc]  # place has no type
             except Exception as error:  # raised where the result is used
                 results.put(_Raised(error))
 

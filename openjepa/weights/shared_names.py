@@ -142,7 +142,10 @@ def has_sincos(tensors: Mapping[str, Tensor]) -> bool:
 
 def read_vit(vit: Vit, config: EncoderConfig, where: str) -> VisionTransformer:
     """Builds the encoder of the settings `config` with the weights of a file."""
-    build = lambda: build_encoder(config)  # noqa: E731
+
+    def build() -> VisionTransformer:
+        return build_encoder(config)
+
     return fill_network(build, vit_plan(config, weight_names(build)), vit.mapped, where)
 
 

@@ -29,7 +29,7 @@ def _sums() -> dict[str, object]:
         "gathered": distributed.gathered(("rank", rank)),
         "main": distributed.from_main(lambda: distributed.rank()),
         "added": _added(rank),
-        "shared": distributed.shared([lambda number=number: (number, distributed.rank()) for number in range(3)]),
+        "shared": distributed.divided_work([lambda number=number: (number, distributed.rank()) for number in range(3)]),
     }
 
 
@@ -88,7 +88,7 @@ def test_a_single_process_communicates_nothing() -> None:
     value = torch.ones(2)
     assert distributed.sum_over_ranks(value) is value and distributed.mean_over_ranks(value) is value
     assert distributed.gathered(3) == [3] and distributed.from_main(lambda: 4) == 4 and distributed.in_all(lambda: 5) == 5
-    assert distributed.shared([lambda: 6, lambda: 7]) == [6, 7] and distributed.rows_of_all(value) is value
+    assert distributed.divided_work([lambda: 6, lambda: 7]) == [6, 7] and distributed.rows_of_all(value) is value
     distributed.add_over_ranks([value])
     distributed.barrier()
     assert value.tolist() == [1.0, 1.0]

@@ -165,7 +165,7 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.Capt
     aged(write_run(tmp_path / "killed [bold]", steps=2200, status="running"), 7290)
     main(["runs", str(tmp_path)])
     head, _, done, killed, note = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "done", "step", "img/s", "left", "procs", "loss", "saved"]
+    assert head.split() == ["run", "state", "done", "step", "img/s", "left", "processes", "loss", "saved"]
     assert done.startswith("done (ijepa-vits16)") and "finished" in done and "100%" in done and "4400/4400" in done
     assert "killed [bold]" in killed and " 50% " in killed and " 9m32s " in killed
     assert note == "killed [bold]: no step for 2h01m, and no process holds its lock"

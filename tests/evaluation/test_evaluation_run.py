@@ -15,9 +15,8 @@ from openjepa.data.decode import decode_image
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.selection import balanced_rows, ranks_in_class
 from openjepa.data.source import Splits, open_splits, source_hash
-from openjepa.evaluation.evaluation_run import evaluate_run
+from openjepa.evaluation.evaluation_run import evaluate_run, find_subject
 from openjepa.evaluation.feature_store import EncoderFeatures, PixelFeatures, SplitView, extract_features
-from openjepa.evaluation.subject import find_subject
 from openjepa.evaluation.tasks import TASKS, chosen_tasks
 from openjepa.models.vit import VisionTransformer
 from openjepa.records import Result

@@ -12,7 +12,8 @@ from openjepa.commands.evaluate import print_results
 from openjepa.config import save_yaml
 from openjepa.data.passes import evaluation_batches
 from openjepa.data.source import Splits, open_splits
-from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite, pooled_configs, pooled_settings
+from openjepa.evaluation.evaluation_run import evaluate_run, pooled_configs, pooled_settings
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tasks import TASKS
 from openjepa.measures.features import rankme
 from openjepa.methods import METHODS

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 import openjepa
 from openjepa.commands.evaluate import evaluate, parse_evaluate
 from openjepa.commands.parsing.arguments import check_evaluated
-from openjepa.evaluation import subject
-from openjepa.evaluation.evaluation_run import evaluate_run, evaluate_suite
-from openjepa.evaluation.subject import find_subject
+from openjepa.evaluation import evaluation_run
+from openjepa.evaluation.evaluation_run import evaluate_run, find_subject
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.sources import FolderSettings
 from openjepa.types import Export
@@ -106,7 +106,7 @@ def test_nothing_is_written_into_the_cache_of_the_hub(tmp_path: Path, monkeypatc
         (file, tmp_path / "vit.pth.results"),
     ):
         assert find_subject(path, SETTINGS, None).output == place
-    monkeypatch.setattr(subject.os, "access", lambda *_: False)
+    monkeypatch.setattr(evaluation_run.os, "access", lambda *_: False)
     assert find_subject(file, SETTINGS, None).output == Path("evaluations/vit.pth")
 
 

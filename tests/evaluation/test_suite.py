@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openjepa.data.datasets.benchmarks import BENCHMARKS
-from openjepa.evaluation.evaluation_run import evaluate_suite
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.evaluation.tasks import PUBLISHED, SUITES, TASKS
 from openjepa.records import Result
 from openjepa.settings.evaluation import FullLinearSettings, LowShotSettings
@@ -228,7 +228,7 @@ def test_finished_rows_are_read_and_others_are_not(subject: Path, data_root: Pat
         calls.append(blank.row)
         return replace(blank, skipped="computed")
 
-    monkeypatch.setattr("openjepa.evaluation.evaluation_run.evaluate_seeds", computed)
+    monkeypatch.setattr("openjepa.evaluation.suite_run.evaluate_seeds", computed)
     (second,) = evaluate_suite(subject, "cached", data_root, settings)
     assert not calls and json.loads(json.dumps(asdict(second))) == json.loads(json.dumps(asdict(first)))
     changed = replace(settings, neighbor_temperature=0.1)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.evaluation.evaluation_run import _row_variant as suite_variant
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.evaluation.protocol import FeatureProbe, LabeledFeatures
+from openjepa.evaluation.suite_run import _row_variant as suite_variant
 from openjepa.evaluation.tasks import SUITES, data_name, variant_name
 from openjepa.settings.evaluation import (
     DenseSettings,

@@ -14,6 +14,7 @@ from openjepa.commands.evaluate import print_results
 from openjepa.commands.parsing.arguments import given_settings
 from openjepa.commands.train import decided_by_file, parse_train
 from openjepa.config import load_run_config, save_yaml
+from openjepa.data.source import data_set_name
 from openjepa.engine.run_folder import run_path, weights_name
 from openjepa.evaluation.evaluation_run import evaluate_run
 from openjepa.models.transformer import resampled_positions
@@ -100,7 +101,7 @@ def test_without_a_recipe_the_run_that_is_named_is_repeated_in_a_folder_of_its_o
     save_yaml(replace(before, run=other), tmp_path / "config.yaml")
     own = parse_train(["--init", str(tmp_path)], "openjepa train", "")[0].run
     assert own == RunSettings(init=str(tmp_path), seed=7, device="cuda", precision="fp32", compile=True)
-    assert run_path(config) == tmp_path / f"{before.data.name()}-from-run"
+    assert run_path(config) == tmp_path / f"{data_set_name(before.data)}-from-run"
     continued = train(config)
     assert continued is not None and continued != run
     record = json.loads((continued / "summary.json").read_text())["init"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import openjepa
-from openjepa.evaluation.subject import find_subject, load_subject
+from openjepa.evaluation.evaluation_run import find_subject, load_subject
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.inference import ConvertSettings
 from openjepa.weights.convert.conversion import convert

@@ -14,7 +14,7 @@ import numpy as np
 
 from openjepa.data.decode import NUM_CHECKED, check_usable, decode_image
 from openjepa.data.selection import Subset, held_out
-from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits
+from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource, Splits, data_set_name
 from openjepa.data.tables.arrow import EXAMPLE_ROWS, ArrowSource, Columns, ImageRows, SplitReader, choose_columns, row_name
 from openjepa.data.tables.labels import LabelColumn, Numbering, from_arrow, stream_label
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
@@ -40,8 +40,8 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         stream = data.reader.open_stream(data.train)
         _check_first(stream, what)
         test = None if data.test is None else data.open_list(data.test)
-        description = "; ".join([f"{settings.name()}: {_shards(stream)}{_tested(test)}", *unused, *others])
-        return Splits(stream, test, description, settings.name(), left_out=others, unused=unused)
+        description = "; ".join([f"{data_set_name(settings)}: {_shards(stream)}{_tested(test)}", *unused, *others])
+        return Splits(stream, test, description, data_set_name(settings), left_out=others, unused=unused)
     source = data.open_list(data.train)
     check_usable(source, what)
     train, test, how = source, None, ""
@@ -55,8 +55,8 @@ def open_huggingface(settings: HuggingFaceSettings, seed: int) -> Splits:
         train, test = Subset(source, np.flatnonzero(~is_held)), Subset(source, np.flatnonzero(is_held))
         how = " (held out of each class)"
     remarks = _remarks(train, test)
-    description = "; ".join([f"{settings.name()}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
-    return Splits(train, test, description, settings.name(), remarks=remarks, left_out=others, unused=unused)
+    description = "; ".join([f"{data_set_name(settings)}: {_listed(train)}{_tested(test)}{how}", *remarks, *unused, *others])
+    return Splits(train, test, description, data_set_name(settings), remarks=remarks, left_out=others, unused=unused)
 
 
 def split_names(settings: HuggingFaceSettings) -> list[str]:

@@ -213,7 +213,7 @@ def _answer(url: str, ask: Callable[[], Result]) -> Result:
         tries = patience.num_repeated + 1
         raise OSError(error.errno, f"{url} gave no answer ({error.strerror or error}), {tries} tries") from error
     if patience.num_repeated:
-        _log.warning("%s answered after %d repetitions", url, patience.num_repeated)
+        _log.warning("%s answered at try %d", url, patience.num_repeated + 1)
     return answer
 
 

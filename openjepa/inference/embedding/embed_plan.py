@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from openjepa.config import difference, load_run_config, readable_object, to_dict
 from openjepa.data.folders.folder import left_out_folders as other_folders
-from openjepa.data.source import ListSource, ShardSource, open_splits, source_hash, stamps_hash
+from openjepa.data.source import ListSource, ShardSource, data_set_name, open_splits, source_hash, stamps_hash
 from openjepa.data.tables.huggingface import left_out_splits as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
@@ -24,8 +24,8 @@ from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
 from openjepa.settings.fields import as_option
 from openjepa.settings.inference import EmbedSettings
-from openjepa.settings.models import check_patch_divides
-from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings, height_and_width
+from openjepa.settings.models import check_patch_divides, height_and_width
+from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.system.machine import available_cores
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import WeightsChoice, load_any
@@ -157,7 +157,7 @@ class EmbeddedImages:
         listed = (
             ", ".join(f"{name} {count}" for name, count in counts.items()) if len(counts) > 1 else next(iter(counts.values()))
         )
-        return f"{self.settings.name()}: {listed}"
+        return f"{data_set_name(self.settings)}: {listed}"
 
     def described(self) -> str:
         """Splits, numbers of images, and hashes of their names and of some of their bytes. Differs for other images."""

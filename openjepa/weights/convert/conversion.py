@@ -24,8 +24,7 @@ from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.records import Result
 from openjepa.refusals import Refusal, require_package
 from openjepa.settings.inference import CONVERTED_MARK, ConvertSettings
-from openjepa.settings.models import EncoderConfig
-from openjepa.settings.sources import height_and_width
+from openjepa.settings.models import EncoderConfig, height_and_width
 from openjepa.system.console import Say, silent
 from openjepa.system.shared_files import is_writable, whole_folder
 from openjepa.types import EncoderOutput, normalize

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from openjepa.data.folders.image_lists import absent_files
-from openjepa.evaluation.evaluation_run import evaluate_suite
+from openjepa.evaluation.suite_run import evaluate_suite
 from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.helpers.benchmark_folders import opened, put, table, write

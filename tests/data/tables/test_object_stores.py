@@ -163,13 +163,13 @@ def test_errors_stalls_and_short_answers_are_repeated(
     wanted = (shards / SHARD).read_bytes()
     Flaky.faults = [RuntimeError("the package's own kind"), ConnectionResetError(104, "reset"), "short"]
     assert object_stores.on_disk(f"flaky://bucket/shards/{SHARD}").read_bytes() == wanted
-    assert f"flaky://bucket/shards/{SHARD} answered after 3 repetitions" in caplog.text
+    assert f"flaky://bucket/shards/{SHARD} answered at try 4" in caplog.text
     caplog.clear()
     wait_at_most(1.0, monkeypatch)
     Flaky.faults = ["stall"]
     other = SHARD.replace("00000-", "00001-")
     assert object_stores.on_disk(f"flaky://bucket/shards/{other}").read_bytes() == (shards / other).read_bytes()
-    assert "answered after 1 repetitions" in caplog.text
+    assert "answered at try 2" in caplog.text
 
 
 def test_a_store_that_stays_away_is_named_with_the_number_of_tries(

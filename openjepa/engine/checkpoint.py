@@ -144,8 +144,7 @@ class CheckpointWriter:
         """Begins to write the checkpoint of `state` and returns its folder, which appears when the checkpoint is whole.
 
         The weights may change as soon as this returns. Does nothing if the folder exists. Raises Refusal, in all processes, if
-        the disk has too little room or if the write before has failed. If `wait`, returns
-        only when it is whole.
+        the disk has too little room or if the write before has failed. If `wait`, returns only when the checkpoint is whole.
         """
         self.finish()
         final = step_folder(self._folder, state.step)

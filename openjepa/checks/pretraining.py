@@ -1,6 +1,5 @@
 """Checks all settings of a pretraining run before anything is loaded, and remarks on settings that are surely not meant."""
 
-import math
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -8,7 +7,15 @@ from functools import partial
 from openjepa.checks.grids import check_blockwise, check_random_patches
 from openjepa.checks.methods import method_checks, without_effect
 from openjepa.refusals import Refusal, refuse, refused
-from openjepa.settings.derived import divisors, nearest_by_ratio, resolve, resolved
+from openjepa.settings.derived import (
+    division_problem,
+    divisors,
+    fitting_microbatches,
+    near_divisors,
+    nearest_by_ratio,
+    resolve,
+    resolved,
+)
 from openjepa.settings.fields import out_of_range
 from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
 from openjepa.settings.models import SIZES, ModelSettings, check_heads, check_patch_divides, check_positions
@@ -135,30 +142,23 @@ def _check_size(model: ModelSettings) -> None:
 
 def _check_batch(config: RunConfig, world_size: int) -> None:
     batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
-    if batch % world_size:
-        raise Refusal(f"optim.batch_size={batch} must be a multiple of the {world_size} processes")
-    share, wrong = batch // world_size, []
-    if micro is not None and share % micro:
-        per_process = f"optim.batch_size={batch}" + (f" / {world_size} processes" if world_size > 1 else "")
-        fitting = _near_divisors(share, micro)
-        wrong.append(f"optim.microbatch_size={micro} does not divide {per_process}; near values that do: {fitting}")
+    if problem := division_problem(batch, world_size):
+        raise Refusal(problem)
+    share, one_time, wrong = batch // world_size, config.optim.images_at_a_time(world_size), []
+    if problem := division_problem(batch, world_size, micro):
+        wrong.append(problem)
     if group is not None and batch % group:
-        fitting = _near_divisors(batch, group)
+        fitting = near_divisors(batch, group)
         wrong.append(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
-    if group is not None and not wrong and group % (micro or share):
+    if group is not None and not wrong and group % one_time:
         fix = f"set optim.microbatch_size to a divisor of {group}"
-        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({one_time} images): {fix}")
     if wrong and group is not None:
         fitting_group = nearest_by_ratio(divisors(batch), group)
-        fitting_micro = nearest_by_ratio(divisors(math.gcd(share, fitting_group)), micro or share)
+        fitting_micro = nearest_by_ratio(fitting_microbatches(share, fitting_group), one_time)
         wrong.append(f"these fit together: optim.microbatch_size={fitting_micro} and masks.group_size={fitting_group}")
     if wrong:
         raise Refusal("; ".join(wrong))
-
-
-def _near_divisors(number: int, value: int) -> str:
-    closest = sorted(divisors(number), key=lambda item: abs(math.log(item / value)))[:4]
-    return ", ".join(map(str, sorted(closest)))
 
 
 def _check_length(optim: OptimizationSettings) -> None:

@@ -4,24 +4,28 @@ A folder is a checkpoint if its name is `step_<number>` and its files match `man
 BLAKE2b and is written last. Nothing else counts: no clock, no time of a file, no name of a machine or of a process.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from rich.filesize import decimal
 
 from openjepa.config import readable_object
 from openjepa.refusals import Refusal
+from openjepa.system.shared_files import file_digest, require_space
 
 MANIFEST = "manifest.json"
 KEPT_FREE_BYTES = 64 * 2**20
 """Bytes that a checkpoint must leave on the disk, for exported networks and logs."""
-_CHUNK = 1 << 22
+LATE_SECONDS = 10.0
+"""How long a file of another machine is looked for on a shared disk, which remembers for seconds what is absent."""
 _TEMPORARY = ".writing-"
 
+Fault = TypeVar("Fault")
 Checksum = tuple[int, str]
 """The size of a file in bytes, and its BLAKE2b."""
 
@@ -43,12 +47,8 @@ def begin_checkpoint(final: Path, needed: int) -> Path:
     bytes and a reserve.
     """
     remove_unfinished(final.parent)
-    free = shutil.disk_usage(final.parent).free
-    if free < needed + KEPT_FREE_BYTES:
-        raise Refusal(
-            f"{final.parent} has {decimal(free)} free, and {final.name} needs {decimal(needed)}, besides "
-            f"{decimal(KEPT_FREE_BYTES)} for other files. {_advice(final)}"
-        )
+    what = f"{final.name} and {decimal(KEPT_FREE_BYTES)} of other files"
+    require_space(final.parent, needed + KEPT_FREE_BYTES, what, _advice(final))
     temporary = final.with_name(f"{_TEMPORARY}{final.name}")
     temporary.mkdir()
     return temporary
@@ -56,7 +56,7 @@ def begin_checkpoint(final: Path, needed: int) -> Path:
 
 def write_failed(final: Path, error: OSError) -> Refusal:
     """A refusal for an error of the disk, such as a full one, while the checkpoint `final` was written."""
-    return Refusal(f"{final} could not be written: {error.strerror or error}. {_advice(final)}")
+    return Refusal(f"{final} could not be written: {error.strerror or error}: {_advice(final)}")
 
 
 def _advice(final: Path) -> str:
@@ -65,12 +65,12 @@ def _advice(final: Path) -> str:
     left = (
         "there is no earlier one" if whole is None else f"the one before, {whole}, is as it was, and the run continues from it"
     )
-    return f"Make room there, or move the run to another disk, and give the same command again; {left}"
+    return f"make room there, or move the run to another disk, and give the same command again; {left}"
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, Checksum]:
     """The checksum of each of `paths`, by its name inside `folder`."""
-    return {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in paths}
+    return {str(path.relative_to(folder)): (path.stat().st_size, file_digest(path, "blake2b")) for path in paths}
 
 
 def write_manifest(folder: Path, files: Mapping[str, Checksum]) -> None:
@@ -79,13 +79,17 @@ def write_manifest(folder: Path, files: Mapping[str, Checksum]) -> None:
     `files`: those that have checksums already, made by the processes that wrote them; the rest is added here. Raises Refusal if
     one is not there: another machine has written it to a disk of its own.
     """
-    for name, (size, _) in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise Refusal(
-                f"{path} was written by another process, which does not see the same folder: run.output must be on a disk that "
-                "all machines share"
-            )
+
+    def look() -> Path | None:
+        paths = {folder / name: size for name, (size, _) in files.items()}
+        return next((path for path, size in paths.items() if not _is_listed(path) or path.stat().st_size != size), None)
+
+    absent = _looked_for(look)
+    if absent is not None:
+        raise Refusal(
+            f"{absent} was written by another process, which does not see the same folder: run.output must be on a disk that "
+            "all machines share"
+        )
     there = sorted(path for path in folder.rglob("*") if path.name != MANIFEST)
     rest = [path for path in there if path.is_file() and str(path.relative_to(folder)) not in files]
     flushed_text(folder / MANIFEST, json.dumps({**files, **checksums(folder, rest)}, indent=1))
@@ -117,15 +121,36 @@ def damage(path: Path, checksum: Checksum) -> str | None:
         return "is missing"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes instead of {size}"
-    return None if _digest(path) == digest else "does not match its checksum"
+    return None if file_digest(path, "blake2b") == digest else "does not match its checksum"
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def lasting_damage(folder: Path, files: Mapping[str, Checksum], wait: bool) -> str | None:
+    """Words for the first of `files` in `folder` that differs from its checksum, even if it is looked at again. Else None.
+
+    `wait`: another machine may have written them, so that one may appear on a shared disk only after some seconds.
+    """
+
+    def look() -> str | None:
+        for name, checksum in files.items():
+            words = damage(folder / name, checksum) if _is_listed(folder / name) else "is missing"
+            if words is not None:
+                return f"{name} {words}"
+        return None
+
+    return _looked_for(look) if wait else look()
+
+
+def _looked_for(look: Callable[[], Fault | None]) -> Fault | None:
+    """What `look` finds wrong, again and again for LATE_SECONDS, or None as soon as nothing is."""
+    end = time.monotonic() + LATE_SECONDS
+    while (fault := look()) is not None and time.monotonic() < end:
+        time.sleep(LATE_SECONDS / 20)
+    return fault
+
+
+def _is_listed(path: Path) -> bool:
+    """True if the folder of `path` lists it. A shared disk then asks for the names anew, which it does not for one name."""
+    return path.parent.is_dir() and path in path.parent.iterdir()
 
 
 def _is_entry(value: object) -> bool:

@@ -3,7 +3,6 @@
 After a loss or gradient that is not finite, no weight moves any more. This needs no host synchronization in every step.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from openjepa.engine import distributed
 from openjepa.refusals import Refusal
+from openjepa.settings.derived import fitting_microbatches
 from openjepa.settings.run import RunConfig
 
 
@@ -124,8 +124,7 @@ def _advice(config: RunConfig) -> str:
     micro = config.optim.images_at_a_time(distributed.world_size())
     lines = [f"out of memory at optim.microbatch_size={micro}. What helps, best first:"]
     if micro > 1:
-        whole = math.gcd(share, config.masks.group_size or share)  # a microbatch must divide the batch and a group of masks
-        smaller = next(size for size in range(micro // 2, 0, -1) if whole % size == 0)
+        smaller = max(size for size in fitting_microbatches(share, config.masks.group_size) if size <= micro // 2)
         lines.append(f"  --optim.microbatch-size {smaller}   (the same batch in smaller parts)")
     if config.run.precision == "fp32":
         lines.append("  --run.precision bf16")

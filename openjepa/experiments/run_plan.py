@@ -23,7 +23,7 @@ from openjepa.experiments.step_forecast import Machines, StepForecast, forecast_
 from openjepa.masks import MASKS
 from openjepa.recipes import RECIPES
 from openjepa.refusals import Refusal, refused
-from openjepa.settings.derived import divisors, resolve
+from openjepa.settings.derived import division_problem, fitting_microbatches, resolve
 from openjepa.settings.experiments import PlanSettings
 from openjepa.settings.run import RunConfig
 from openjepa.training.startup import count_images, default_view, length_of, step_costs
@@ -228,8 +228,8 @@ class _Planner:
     def column(self, number: int) -> GpuColumn:
         """The run on `number` GPUs."""
         machines, batch = self._machines(number), self.config.optim.batch_size
-        if batch % number:
-            return GpuColumn(number, machines.nodes, _divided_badly(batch, number))
+        if problem := division_problem(batch, number, called="GPUs"):
+            return GpuColumn(number, machines.nodes, problem)
         if problems := refused([partial(check, self.config, number)]):
             return GpuColumn(number, machines.nodes, "; ".join(problems))
         config = resolve(self.config, self.run.steps, number)
@@ -257,7 +257,7 @@ class _Planner:
     def _division(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> Division | None:
         """The microbatch of the settings, or the largest below it that fits. None if none fits."""
         share = config.optim.batch_size // machines.gpus
-        largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.microbatch_size or share)
+        largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.images_at_a_time(machines.gpus))
         return None if largest is None else self._divided(machines.gpus, share // largest, strategy, recompute)
 
     def _divided(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:
@@ -269,7 +269,7 @@ class _Planner:
     ) -> int | None:
         """The largest microbatch that fits, and has at most `most` images; None if none does."""
         share, limit = config.optim.batch_size // number, (1 - RESERVED) * self.gpu.memory
-        sizes = divisors(math.gcd(share, config.masks.group_size or share))
+        sizes = fitting_microbatches(share, config.masks.group_size)
         for size in reversed([size for size in sizes if size <= most]):
             division = self._divided(number, share // size, strategy, recompute)
             if memory_parts(self.costs, division, size, GPU_DEVICE).total() <= limit:
@@ -312,18 +312,6 @@ class _Planner:
             hours_at_paper_pace=None if slower is None else run.steps * slower.total() / 3600,
             gpu_hours=hours * machines.gpus,
         )
-
-
-def _divided_badly(batch: int, number: int) -> str:
-    """Words for a batch that the GPUs do not divide: the nearest numbers of GPUs and the nearest batches that fit."""
-    numbers = divisors(batch)
-    near = [max(item for item in numbers if item < number), *[item for item in numbers if item > number][:1]]
-    below = batch // number * number
-    batches = [item for item in (below, below + number) if item > 0]
-    return (
-        f"{number} GPUs do not divide optim.batch_size={batch}: use {' or '.join(map(str, near))} GPUs, or "
-        f"--optim.batch-size {' or '.join(map(str, batches))}"
-    )
 
 
 def _too_large(strategy: str, recompute: bool, ways: tuple[WayToTrain, ...], gpu: Gpu) -> str:

@@ -208,8 +208,47 @@ def _microbatch_size(run: _Run) -> int | None:
     near, batch = run.config.optim.images_per_device, run.config.optim.batch_size
     if near is None:
         return None
-    share = max(1, batch // run.processes)
-    return nearest_by_ratio(divisors(math.gcd(share, run.config.masks.group_size or share)), near)
+    return nearest_by_ratio(fitting_microbatches(max(1, batch // run.processes), run.config.masks.group_size), near)
+
+
+def fitting_microbatches(share: int, group_size: int | None) -> list[int]:
+    """The sizes of a microbatch that divide the `share` of a process and a group of masks, the smallest first.
+
+    `share` and `group_size`: number of images. None: a group has the whole batch.
+    """
+    return divisors(math.gcd(share, group_size or share))
+
+
+def division_problem(batch: int, processes: int, microbatch: int | None = None, called: str = "processes") -> str:
+    """Why `batch` images cannot be divided over processes and microbatches, with near numbers that fit. Empty if they can.
+
+    `microbatch`: number of images; None means the whole share of a process. `called`: word for the processes.
+    """
+    if batch % processes:
+        numbers = divisors(batch)
+        fewer, more = [item for item in numbers if item < processes], [item for item in numbers if item > processes]
+        below = batch // processes * processes
+        batches = [item for item in (below, below + processes) if item > 0]
+        return (
+            f"{processes} {called} do not divide optim.batch_size={batch}: use {_either(fewer[-1:] + more[:1])} {called}, or "
+            f"--optim.batch-size {_either(batches)}"
+        )
+    share = batch // processes
+    if microbatch is None or share % microbatch == 0:
+        return ""
+    per_process = f"optim.batch_size={batch}" + (f" / {processes} {called}" if processes > 1 else "")
+    near = near_divisors(share, microbatch)
+    return f"optim.microbatch_size={microbatch} does not divide {per_process}; near values that do: {near}"
+
+
+def _either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def near_divisors(number: int, value: int) -> str:
+    """The four divisors of `number` whose ratio to `value` is nearest to 1, in words."""
+    closest = sorted(divisors(number), key=lambda item: abs(math.log(item / value)))[:4]
+    return ", ".join(map(str, sorted(closest)))
 
 
 def divisors(number: int) -> list[int]:

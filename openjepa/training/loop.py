@@ -115,6 +115,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
+        resources.enter_context(distributed.explain_lost(config.parallel.timeout_seconds))
 
         # ------------------------------------------------------------ loader, networks, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)
@@ -227,7 +228,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
                 guard.raise_if_bad()
                 state = _timed(state, clock)
                 rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
-                values = meter.finish(state, done, rates, loader.seconds_waited)
+                values = meter.finish(state, done, rates, loader.seconds_waited, loader.reads_repeated)
                 log.write("train", state.step, values)
                 left = clock.seconds_left(state.step, monitor.looks_left(state.step, total_steps))
                 display.update(state.step, meter.summary(values, monitor.latest), left)

@@ -19,14 +19,14 @@ class IntervalMeter:
         """`step_seconds`: total seconds of the steps of earlier sessions."""
         self._reset(step_seconds)
 
-    def _reset(self, step_seconds: float, seconds_waited: float = 0.0) -> None:
+    def _reset(self, step_seconds: float, seconds_waited: float = 0.0, reads_repeated: int = 0) -> None:
         self._sums: dict[str, Tensor] = {}
         self._microbatches = 0
         self._images = 0
         self._mask_counts: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
         self._masked_views, self._masked_patches, self._patches = 0, 0, 0
-        self._begun, self._waited = step_seconds, seconds_waited
+        self._begun, self._waited, self._repeated = step_seconds, seconds_waited, reads_repeated
 
     def add(self, output: LossOutput, batch: Batch) -> None:
         """Adds one microbatch."""
@@ -64,18 +64,24 @@ class IntervalMeter:
         return self._sums["loss"]
 
     def finish(
-        self, state: TrainerState, progress: Progress, rates: Mapping[str, float], seconds_waited: float = 0.0
+        self,
+        state: TrainerState,
+        progress: Progress,
+        rates: Mapping[str, float],
+        seconds_waited: float = 0.0,
+        reads_repeated: int = 0,
     ) -> dict[str, float]:
         """The values of one line of metrics.jsonl, over all processes, which all call it. Starts the next interval.
 
         `rates`: further values of the line. `seconds_waited`: time for which this process has waited for data in this session.
-        In the line, `seconds` is the time of the run so far. `step_seconds` is the time of its steps including their data path,
-        without looks and saving. `data_wait` is the share of it that steps spend on waiting for data.
+        `reads_repeated`: number of reads of images that it has tried again in this session. In the line, `seconds` is the time
+        of the run so far. `step_seconds` is the time of its steps including their data path, without looks and saving.
+        `data_wait` is the share of it that steps spend on waiting for data. `reads_repeated` is there only if it is above 0.
         """
         sums = torch.stack(list(self._sums.values())) / max(1, self._microbatches)
         averages = dict(zip(self._sums, distributed.mean_over_ranks(sums).tolist(), strict=True))
         seconds = max(state.step_seconds - self._begun, 1e-9)
-        wait = self._share_counts(seconds_waited - self._waited)
+        wait, repeated = self._share_counts(seconds_waited - self._waited, reads_repeated - self._repeated)
         line = {
             "epoch": round(progress.epoch, 4),
             "images": state.images_seen,
@@ -87,18 +93,22 @@ class IntervalMeter:
             "data_wait": round(min(1.0, wait / seconds), 4),
             **self._token_counts(),
             **self._mask_counts,
+            **({"reads_repeated": repeated} if repeated else {}),
         }
-        self._reset(state.step_seconds, seconds_waited)
+        self._reset(state.step_seconds, seconds_waited, reads_repeated)
         return line
 
-    def _share_counts(self, waited: float) -> float:
-        """Adds the counts of the other processes to those of this one. Returns the longest wait of a process."""
+    def _share_counts(self, waited: float, repeated: int) -> tuple[float, int]:
+        """Adds the counts of the other processes to those of this one.
+
+        Returns the longest wait of a process, and the number of repeated reads of all.
+        """
         names = list(self._mask_counts)
-        mine = (waited, self._images, self._masked_views, self._masked_patches, *self._mask_counts.values())
-        waits, *counts = zip(*distributed.gathered(mine), strict=True)
+        mine = (waited, repeated, self._images, self._masked_views, self._masked_patches, *self._mask_counts.values())
+        waits, repetitions, *counts = zip(*distributed.gathered(mine), strict=True)
         self._images, self._masked_views, self._masked_patches, *mask_counts = map(sum, counts)
         self._mask_counts = dict(zip(names, mask_counts, strict=True))
-        return float(max(waits))
+        return float(max(waits)), sum(repetitions)
 
     @staticmethod
     def summary(line: Mapping[str, float], latest: Mapping[str, float]) -> dict[str, str]:

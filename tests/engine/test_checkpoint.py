@@ -22,12 +22,11 @@ from openjepa.engine.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_state,
-    save_checkpoint,
     set_broken_aside,
 )
 from openjepa.engine.checkpoint_files import KEPT_FREE_BYTES
 from openjepa.refusals import Refusal
-from tests.helpers.checkpoints import copies, equal, loaded, make, opened_by, state_at, step
+from tests.helpers.checkpoints import copies, equal, loaded, make, opened_by, save_checkpoint, state_at, step
 from tests.helpers.processes import in_process
 
 
@@ -203,7 +202,7 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + KEPT_FREE_BYTES - 1))
     with CheckpointWriter(tmp_path, model, optimizer) as writer:
         with pytest.raises(
-            Refusal, match=rf"{tmp_path} has 67.1 MB free, and step_00000002 needs {needed} bytes.*step_00000001"
+            Refusal, match=rf"{tmp_path}: step_00000002 and 67.1 MB of other files need 67.1 MB, but .* step_00000001"
         ):
             writer.save(state_at(2))
         assert list(tmp_path.iterdir()) == [good]
@@ -257,13 +256,28 @@ def test_the_error_of_the_disk_is_told_even_amid_a_tensor(tmp_path: Path) -> Non
     assert process.exitcode == 0
 
 
-def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_files, "LATE_SECONDS", 0.05)
     file = tmp_path / "there"
     file.write_text("content")
     files = checkpoint_files.checksums(tmp_path, [file])
     file.unlink()
     with pytest.raises(Refusal, match=f"{file} was written by another process.*a disk that all machines share"):
         checkpoint_files.write_manifest(tmp_path, files)
+
+
+def test_a_file_of_another_machine_that_appears_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, hidden = tmp_path / "tensors" / "there", tmp_path / "hidden"
+    file.parent.mkdir()
+    file.write_text("content")
+    files = checkpoint_files.checksums(tmp_path, [file])
+    monkeypatch.setattr(checkpoint_files.time, "sleep", lambda seconds: hidden.rename(file))  # during the first wait
+    file.rename(hidden)
+    assert checkpoint_files.lasting_damage(tmp_path, files, wait=False) == "tensors/there is missing"
+    assert checkpoint_files.lasting_damage(tmp_path, files, wait=True) is None
+    file.rename(hidden)
+    checkpoint_files.write_manifest(tmp_path, files)
+    assert checkpoint_files.manifest_of(tmp_path) == files
 
 
 def test_an_error_of_the_write_does_not_hide_that_of_the_training(

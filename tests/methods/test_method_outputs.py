@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openjepa.engine import distributed
 from openjepa.engine.checkpoint import TrainerState
 from openjepa.masks import MASKS
 from openjepa.schedules import Progress
@@ -36,6 +37,15 @@ def test_masked_patches_are_averaged_over_views_and_microbatches() -> None:
     line = logged(several, alike)
     assert line["masked_tokens"] == 1.5 and line["visible_tokens"] == 7.5
     assert not {"context_tokens", "mask_redrawn", "mask_padded"} & set(line)
+
+
+def test_repeated_reads_are_summed_over_processes_and_said_only_if_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "gathered", lambda counts, *_: [counts, counts])
+    meter, lines = IntervalMeter(), []
+    for repeated in (0, 3, 3, 4):  # the loader's count grows
+        meter.add(LossOutput(torch.tensor(1.0)), Batch(torch.arange(2), {}, masks={}))
+        lines.append(meter.finish(TrainerState(1, LoaderPosition()), Progress(1, 2, 2), {}, 0.0, repeated))
+    assert [line.get("reads_repeated") for line in lines] == [None, 6, None, 2]
 
 
 def test_blocks_are_counted_as_before_and_no_masks_not_at_all() -> None:

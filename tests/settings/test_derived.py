@@ -17,7 +17,7 @@ from openjepa.config import difference, flatten, load_run_config, save_yaml
 from openjepa.experiments.ablation_lengths import base_config
 from openjepa.recipes import kept_by_file, load_recipe
 from openjepa.recipes.ablations import ablation_rows
-from openjepa.settings.derived import RULES, divisors, resolve
+from openjepa.settings.derived import RULES, division_problem, divisors, fitting_microbatches, resolve
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
@@ -351,3 +351,25 @@ def test_what_others_would_follow_is_remarked_if_nothing_follows_it(command: str
 )
 def test_divisors(number: int, expected: list[int]) -> None:
     assert divisors(number) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "microbatch", "problem"),
+    [
+        (2048, 7, None, "7 ranks do not divide optim.batch_size=2048: use 4 or 8 ranks, or --optim.batch-size 2044 or 2051"),
+        (6, 8, None, "8 ranks do not divide optim.batch_size=6: use 6 ranks, or --optim.batch-size 8"),
+        (24, 2, 5, "optim.microbatch_size=5 does not divide optim.batch_size=24 / 2 ranks; near values that do: 3, 4, 6, 12"),
+        (10, 1, 4, "optim.microbatch_size=4 does not divide optim.batch_size=10; near values that do: 1, 2, 5, 10"),
+        (24, 3, 4, ""),
+        (24, 3, None, ""),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_has_neighbors_that_can(
+    batch: int, processes: int, microbatch: int | None, problem: str
+) -> None:
+    assert division_problem(batch, processes, microbatch, "ranks") == problem
+
+
+@pytest.mark.parametrize(("share", "group", "expected"), [(12, None, [1, 2, 3, 4, 6, 12]), (12, 8, [1, 2, 4]), (7, 4, [1])])
+def test_fitting_microbatches(share: int, group: int | None, expected: list[int]) -> None:
+    assert fitting_microbatches(share, group) == expected

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from openjepa.data.source import ShardRecord, ShardSource
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples
+from openjepa.settings.derived import division_problem
 from openjepa.types import LoaderPosition
 
 SPARES = 256
@@ -32,12 +33,8 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         """Raises Refusal unless the parts divide each other."""
-        wave = self.microbatch_size * self.world_size
-        if self.microbatch_size < 1 or self.batch_size < 1 or self.batch_size % wave:
-            raise Refusal(
-                f"optim.batch_size={self.batch_size} is not a multiple of optim.microbatch_size={self.microbatch_size} "
-                f"times {self.world_size} processes; the nearest that fits is {max(1, round(self.batch_size / wave)) * wave}"
-            )
+        if problem := division_problem(self.batch_size, self.world_size, self.microbatch_size):
+            raise Refusal(problem)
         group = self.group_size or self.batch_size
         if group % self.microbatch_size or self.batch_size % group:
             raise Refusal(

@@ -1,6 +1,7 @@
 """An ordered map over worker processes. Results do not depend on the number of workers, nor on workers that are killed."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ HANG_SECONDS = 600.0
 """How long a result is waited for before the workers count as hanging. Longer than two reads that are given up."""
 WATCH_SECONDS = 10.0
 """How often this is looked at."""
+PARENT_SECONDS = 1.0
+"""How often a worker looks whether its parent is there."""
 RESTARTS, RESTART_SECONDS = 2, 3600.0
 """Number of times that the workers are started again within `RESTART_SECONDS`."""
 
@@ -201,3 +204,12 @@ def _start_worker(_: int) -> None:
     # The main process decides when to stop, after its checkpoint. Workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process soon after its parent. If that is killed, large results that nobody takes would keep it for ever."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and os.getppid() == parent.pid:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)

@@ -147,11 +147,6 @@ def _grouped_here(files: list[Path], root: Path, path: str, others: OtherEntries
 def _grouped(files: list[Path], root: Path, path: str, others: OtherEntries) -> LocalFiles:
     left_out = tuple(others.left_out())
     files = sorted(files, key=str)
-    for folder in {file.parent for file in files}:
-        if (folder / UNFINISHED_PACK).exists():
-            raise Refusal(
-                f"data.path={path!r}: {folder} is not complete; repeat the `openjepa data pack` that was stopped there"
-            )
     kinds = {_kind(file) or file.suffix for file in files}
     if len(kinds) != 1 or not kinds <= set(ENDINGS.values()):
         held = "; ".join([", ".join(sorted(kinds)) or "neither", *left_out])

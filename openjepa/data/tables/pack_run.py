@@ -1,12 +1,8 @@
 """Packs a folder of images as shards: workers read and decode the images, this process writes one shard after the other."""
 
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -148,13 +144,9 @@ class _ImageReader:
 
     sources: dict[str, FolderSource]
     decode: bool
-    main: int = field(default_factory=os.getpid)
-    """Number of the process that writes."""
 
     def __call__(self, task: ReadTask) -> list[bytes | str]:
         """The bytes of each image, or why it cannot be used."""
-        if os.getpid() != self.main:
-            _end_with(self.main)
         split, indices = task
         return [self._read(self.sources[split], index) for index in indices.tolist()]
 
@@ -166,18 +158,6 @@ class _ImageReader:
             return data or "empty file"
         except (Refusal, OSError) as error:
             return reason_of(error)
-
-
-@cache
-def _end_with(parent: int) -> None:
-    """Ends this process soon after `parent`. A worker with results that nobody takes would wait forever if that was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class _ShardImages:

@@ -4,11 +4,8 @@ import csv
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from openjepa.data.folders.folder import FolderSource
 from openjepa.data.source import ListSource, open_splits
 from openjepa.data.tables import pack_run, shard_manifest
 from openjepa.data.tables.pack_plan import _shards
-from openjepa.data.tables.shard_files import WRITERS
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings, PackSettings
 from openjepa.system import shared_files
@@ -164,35 +160,6 @@ def test_a_torn_line_and_a_lost_shard_are_mended(tmp_path: Path, monkeypatch: py
     assert packed(folder, shards).num_written == 3
     assert files_of(shards) == files_of(tmp_path / "whole")
     assert packed(folder, shards).num_written == 0
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux: processes are listed in /proc")
-def test_workers_end_with_a_process_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(tmp_path / "photos", 2, 16, classes=False)
-    for number in range(400):  # more than fits into a pipe between two processes
-        (folder / f"{number:04d}x.png").write_bytes(bytes(20_000))
-
-    def stands_still(file: Path, images: object, class_names: object) -> None:
-        next(iter(images))  # type: ignore[call-overload]
-        time.sleep(60)
-
-    monkeypatch.setitem(WRITERS, "tar", stands_still)
-    process = in_process(lambda: packed(folder, tmp_path / "shards", workers=2, decode=False, shard_images=1000))
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = waited(lambda: children.read_text().split() if len(children.read_text().split()) == 2 else [])
-    time.sleep(0.5)
-    process.kill()
-    process.join()
-    waited(lambda: [True] if not any(Path(f"/proc/{worker}").exists() for worker in workers) else [])
-
-
-def waited(found: Callable[[], list[Any]]) -> list[Any]:
-    """The first result that is not empty, within 20 seconds."""
-    until = time.monotonic() + 20
-    while not (result := found()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    return result
 
 
 # -------------------------------------------------------------------------------------------------------------------- left out

@@ -199,7 +199,7 @@ def parse_run(
 
 
 def _uncached_stream(data: DataSettings, given: Set[str]) -> DataSettings:
-    """`data` without the cache of a recipe or a file if `given` has `data.streaming`, but not `data.cache`: a stream cannot be cached."""
+    """`data` without its cache, which no stream can have, if `given` has `data.streaming` but not `data.cache`."""
     is_stream = isinstance(data, HuggingFaceSettings) and data.streaming
     return replace(data, cache="none") if is_stream and "data.streaming" in given and "data.cache" not in given else data
 

@@ -308,7 +308,9 @@ def test_a_folder_that_lacks_shards_of_its_manifest_is_refused_as_data(tmp_path:
     (shards / "train-00001-of-00004.tar").unlink()
     (shards / "validation-00000-of-00002.tar").write_bytes(b"cut")
     for path in (shards, tmp_path):  # also below the folder that is named
-        with pytest.raises(Refusal, match=r"2 of 6 shards of .*train-00001-of-00004\.tar is missing, validation-00000.*3 bytes"):
+        with pytest.raises(
+            Refusal, match=r"2 of 6 shards of .*train-00001-of-00004\.tar is missing, validation-00000.*3 bytes"
+        ):
             opened(path)
     assert len(content(opened(shards / "train*.tar").train)) < 30
     (shards / "manifest.json").write_text('{"shards": "of another program"}')

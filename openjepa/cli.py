@@ -1,10 +1,12 @@
 """The command line: finds the command, and turns a refusal into one message. Does not import tyro or torch itself."""
 
+import contextlib
 import io
 import os
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +55,8 @@ COMMANDS = {
 
 SHARED_COMMANDS = ("train", "evaluate", "embed")
 """Commands whose work the processes of torchrun share."""
+SECONDS_OF_THE_FIRST = 3.0
+"""How long the other processes wait before they tell a fault that they may all have found."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,15 +67,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     warnings.formatwarning = _format_warning
     _print_any_name()
-    if _processes() > 1 and os.environ.get("RANK") != "0":  # of the processes that torchrun has started, the first prints
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the end of the process)
     try:
-        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with contextlib.nullcontext() if _is_first() else _silence():
+            _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        if _is_first():  # all processes have stopped after the same step
+            print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
+        if not _is_first() and not getattr(error, "is_for_all", False):
+            time.sleep(SECONDS_OF_THE_FIRST)  # torchrun ends this process meanwhile if the first one has found the same fault
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -88,6 +94,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _processes() -> int:
     """Number of processes that torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what is printed in the block: of the processes that torchrun has started, only the first one prints."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _is_first() -> bool:
+    """True if this is the first of the processes that torchrun has started, or the only one."""
+    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def _print_any_name() -> None:

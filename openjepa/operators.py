@@ -72,6 +72,15 @@ def fused_linear(x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: T
     return F.gelu(rows) if gelu else rows
 
 
+def keep_graphs_whole() -> None:
+    """Makes torch.compile compile each transformer block as one graph if DDP replicates the network.
+
+    Otherwise torch cuts what it compiles where a bucket of gradients is full, so that their reduction can begin before all are
+    there: a block of ViT-H into four graphs. Blocks compiled one by one already leave a place to begin after each of them.
+    """
+    torch._dynamo.config.optimize_ddp = False
+
+
 def has_bf16_products() -> bool:
     """True if the processor multiplies matrices in bf16 (AVX-512 bf16 or AMX)."""
     return _has("_is_avx512_bf16_supported", "avx512_bf16") or has_tile_products()

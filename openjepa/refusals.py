@@ -25,6 +25,9 @@ class Refusal(ValueError):
     and exits with 1.
     """
 
+    is_for_all = False
+    """True if this process tells it for all processes of a run, which know of it."""
+
 
 class RepeatedRefusal(Refusal):
     """The refusal of another process of the same run, which prints it itself. The command line does not print it again."""

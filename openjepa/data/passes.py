@@ -35,7 +35,7 @@ from openjepa.data.views import (
 from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.system.machine import available_cores
+from openjepa.system.machine import available_cores, part_words
 from openjepa.types import Skipped, ViewSpec
 
 Task = TypeVar("Task")
@@ -368,10 +368,14 @@ def choose_workers(workers: int | None, cache: str = "none") -> int:
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
-    """Raises Refusal if `needed` bytes of results in flight do not fit into shared memory, which would kill the workers."""
+    """Raises Refusal if `needed` bytes of results in flight do not fit into shared memory, which would kill the workers.
+
+    The processes that torchrun has started on this machine divide it, so call it before any of them has workers.
+    """
     folder = Path("/dev/shm")
-    if folder.is_dir() and shutil.disk_usage(folder).free < needed:
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free // distributed.local_processes()) < needed:
         raise Refusal(
             f"{setting}={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
-            f"{shutil.disk_usage(folder).free:,} free: use fewer workers, or enlarge it (docker run --shm-size=2g)"
+            f"{free:,} free{part_words(distributed.local_processes())}: use fewer workers, or enlarge it "
+            "(docker run --shm-size=2g)"
         )

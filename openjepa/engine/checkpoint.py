@@ -68,6 +68,7 @@ from openjepa.engine.checkpoint_files import (
     damage,
     flush_folder,
     flushed_text,
+    lasting_damage,
     manifest_of,
     newest_first,
     prune,
@@ -332,7 +333,11 @@ def _problem(folder: Path) -> str | None:
         return "no readable manifest"
     largest_first = sorted(files, key=lambda name: (-files[name][0], name))
     found = distributed.shared([partial(damage, folder / name, files[name]) for name in largest_first])
-    return next((f"{name} {words}" for name, words in zip(largest_first, found, strict=True) if words is not None), None)
+    # another machine may have written a file that this process sees, and another one does not yet
+    suspects = {name: files[name] for name, words in zip(largest_first, found, strict=True) if words is not None}
+    return (
+        distributed.from_main(lambda: lasting_damage(folder, suspects, wait=distributed.world_size() > 1)) if suspects else None
+    )
 
 
 def set_broken_aside(folder: Path, latest: Path | None) -> None:

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from rich.filesize import decimal
 
@@ -19,9 +21,12 @@ from openjepa.refusals import Refusal
 MANIFEST = "manifest.json"
 KEPT_FREE_BYTES = 64 * 2**20
 """Bytes that a checkpoint must leave on the disk, for exported networks and logs."""
+LATE_SECONDS = 10.0
+"""How long a file of another machine is looked for on a shared disk, which remembers for seconds what is absent."""
 _CHUNK = 1 << 22
 _TEMPORARY = ".writing-"
 
+Fault = TypeVar("Fault")
 Checksum = tuple[int, str]
 """The size of a file in bytes, and its BLAKE2b."""
 
@@ -79,13 +84,17 @@ def write_manifest(folder: Path, files: Mapping[str, Checksum]) -> None:
     `files`: those that have checksums already, made by the processes that wrote them; the rest is added here. Raises Refusal if
     one is not there: another machine has written it to a disk of its own.
     """
-    for name, (size, _) in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise Refusal(
-                f"{path} was written by another process, which does not see the same folder: run.output must be on a disk that "
-                "all machines share"
-            )
+
+    def look() -> Path | None:
+        paths = {folder / name: size for name, (size, _) in files.items()}
+        return next((path for path, size in paths.items() if not _is_listed(path) or path.stat().st_size != size), None)
+
+    absent = _looked_for(look)
+    if absent is not None:
+        raise Refusal(
+            f"{absent} was written by another process, which does not see the same folder: run.output must be on a disk that "
+            "all machines share"
+        )
     there = sorted(path for path in folder.rglob("*") if path.name != MANIFEST)
     rest = [path for path in there if path.is_file() and str(path.relative_to(folder)) not in files]
     flushed_text(folder / MANIFEST, json.dumps({**files, **checksums(folder, rest)}, indent=1))
@@ -118,6 +127,35 @@ def damage(path: Path, checksum: Checksum) -> str | None:
     if path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes instead of {size}"
     return None if _digest(path) == digest else "does not match its checksum"
+
+
+def lasting_damage(folder: Path, files: Mapping[str, Checksum], wait: bool) -> str | None:
+    """Words for the first of `files` in `folder` that differs from its checksum, even if it is looked at again. Else None.
+
+    `wait`: another machine may have written them, so that one may appear on a shared disk only after some seconds.
+    """
+
+    def look() -> str | None:
+        for name, checksum in files.items():
+            words = damage(folder / name, checksum) if _is_listed(folder / name) else "is missing"
+            if words is not None:
+                return f"{name} {words}"
+        return None
+
+    return _looked_for(look) if wait else look()
+
+
+def _looked_for(look: Callable[[], Fault | None]) -> Fault | None:
+    """What `look` finds wrong, again and again for LATE_SECONDS, or None as soon as nothing is."""
+    end = time.monotonic() + LATE_SECONDS
+    while (fault := look()) is not None and time.monotonic() < end:
+        time.sleep(LATE_SECONDS / 20)
+    return fault
+
+
+def _is_listed(path: Path) -> bool:
+    """True if the folder of `path` lists it. A shared disk then asks for the names anew, which it does not for one name."""
+    return path.parent.is_dir() and path in path.parent.iterdir()
 
 
 def _digest(path: Path) -> str:

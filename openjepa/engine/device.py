@@ -18,7 +18,7 @@ from openjepa.models.vit import VisionTransformer
 from openjepa.operators import has_bf16_products
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.machine import total_memory
+from openjepa.system.machine import part_words, total_memory
 from openjepa.types import EncoderOutput, normalize
 
 Output = TypeVar("Output")
@@ -200,10 +200,15 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Total bytes of memory of the device. On a CPU: the bytes that this process may use."""
+    """Total bytes of memory of the device. On a CPU: the bytes that this process may use, its part of those of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return total_memory()
+    return total_memory() // distributed.local_processes()
+
+
+def of_memory(device: torch.device) -> str:
+    """Words behind the number that `memory_limit` gives: empty unless it is one of several parts of the machine's memory."""
+    return "" if device.type == "cuda" else part_words(distributed.local_processes())
 
 
 def peak_memory(device: torch.device) -> int:

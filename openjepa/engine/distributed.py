@@ -28,13 +28,15 @@ Result = TypeVar("Result")
 
 RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
-TIMEOUT_SECONDS = 600.0
+TIMEOUT_SECONDS = 1800.0
+"""Default time limit of a collective. Thrice the time after which one process starts data workers again that hang."""
+MEETING_SECONDS = 600.0
+"""Longest wait for the others in the first meeting, in which nobody works yet."""
 BUCKET_NUMBERS = 2**24
 """Numbers that are added up in one message."""
 PATIENT_SECONDS = 86_400.0
 """Time limit where one process may work for hours while the others wait, e.g. while it solves a probe. A process that ends is
 noticed at once all the same; only one that hangs is not."""
-
 
 _launch: Store | None = None
 """What all processes can read, even if one of them hangs, and after torchrun has started all of them again."""
@@ -109,7 +111,7 @@ def joined(
     """Joins the processes that the launcher has started, for the block. Only the main process prints in it.
 
     Does nothing without a launcher or if the processes have joined already. `timeout_seconds`: how long one process waits for
-    the others in every collective. In the first meeting it waits at most TIMEOUT_SECONDS. Raises Refusal if the others cannot
+    the others in every collective. In the first meeting it waits at most MEETING_SECONDS. Raises Refusal if the others cannot
     be found, or if they run other versions of Python, torch or openjepa. If several processes raise Refusal in the block, only
     the first of them tells it: the others raise RepeatedRefusal. `orderly`: errors that all processes raise together.
     """
@@ -122,7 +124,7 @@ def joined(
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
         block.enter_context(_told_once())
-        block.enter_context(_explain_lost(timeout_seconds))
+        block.enter_context(explain_lost(timeout_seconds))
         _check_versions()
         try:
             yield
@@ -147,11 +149,9 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
         raise Refusal(f"{launched()} processes cannot train on {device}: several processes need run.device=cuda or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # a hang leaves a file that names the collective of every process
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")  # a hang leaves a file that names each process's collectives
     global _launch, _store
-    meeting_seconds = min(timeout_seconds, TIMEOUT_SECONDS)
+    meeting_seconds = min(timeout_seconds, MEETING_SECONDS)
     try:
         _launch, number, processes = next(rendezvous("env://", timeout=timedelta(seconds=meeting_seconds)))
         _store = _of_this_start(_launch, number, processes, meeting_seconds)
@@ -195,17 +195,17 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
     return PrefixStore(start, launch)
 
 
-_LOST = ("gloo", "NCCL", "nccl", "Timed out", "timed out", "Connection closed", "Connection reset", "Socket")
-"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors."""
+_LOST = ("gloo", "NCCL", "nccl")
+"""Words in the errors of torch's collectives, of which some are plain RuntimeErrors. Gloo's begin with the path of its file."""
 
 
 @contextmanager
-def _explain_lost(timeout_seconds: float) -> Iterator[None]:
-    """Turns the error of a collective that the other processes did not take part in into a Refusal."""
+def explain_lost(timeout_seconds: float) -> Iterator[None]:
+    """Turns the error of a collective that the other processes did not take part in into a Refusal. `joined` does so, too."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        words = str(error)
+        words = str(error) or type(error).__name__
         if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
             raise
         is_late = ("imed out" in words or "imeout" in words) and "refused" not in words
@@ -214,7 +214,7 @@ def _explain_lost(timeout_seconds: float) -> Iterator[None]:
         )
         raise Refusal(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
-            f"has the cause. The same command goes on from what is saved. ({words.splitlines()[0][:300]})"
+            "has the cause. The same command goes on from what is saved."
         ) from error
 
 
@@ -231,6 +231,7 @@ def _told_once() -> Iterator[None]:
     except Refusal as error:
         if _refusals_so_far() > 0:
             raise RepeatedRefusal(str(error)) from error
+        error.is_for_all = True
         raise
 
 

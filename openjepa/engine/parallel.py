@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openjepa.engine import distributed
 from openjepa.models.transformer import Block
+from openjepa.operators import keep_graphs_whole
 from openjepa.refusals import Refusal
 from openjepa.settings.models import Shape
 from openjepa.settings.run import ParallelSettings, RunSettings
@@ -59,6 +60,7 @@ def prepare_blocks(method: nn.Module, settings: RunSettings) -> None:
         if isinstance(module, Block):
             module.recompute = settings.recompute
             if settings.compile:
+                keep_graphs_whole()
                 module.compile()
 
 
@@ -93,7 +95,10 @@ def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no method changes outputs in place
     mesh = init_device_mesh(device.type, (distributed.world_size(),), mesh_dim_names=("processes",))
     reduced = torch.bfloat16 if settings.reduce_precision == "bf16" else torch.float32
-    # Blocks use their weights in bf16 anyway, so these can travel in it. Autocast of CPUs refuses a LayerNorm of bf16 weights.
+    # The linear layers of a block use their weights in bf16 anyway, so a block travels in it. Its LayerNorms and gammas, which
+    # autocast would use in fp32, are rounded too (the weights themselves stay fp32): a group of their own would cost one more
+    # message per block, and hooks inside of it, at which a compiled block falls into parts. Autocast of CPUs refuses a
+    # LayerNorm of bf16 weights.
     used = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else None
     of_blocks = MixedPrecisionPolicy(param_dtype=used, reduce_dtype=reduced, cast_forward_inputs=False)
     for block in (module for module in network.modules() if isinstance(module, Block)):
@@ -105,11 +110,14 @@ def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device
 
 def accumulate(module: nn.Module, is_last: bool) -> None:
     """Call it before a microbatch: gradients are reduced over the processes only after the last one of a step."""
+    if distributed.world_size() == 1:
+        return
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = is_last  # what its context manager `no_sync` sets
+        return
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(is_last, recurse=False)
-    if isinstance(module, DistributedDataParallel):
-        module.require_backward_grad_sync = is_last  # what its context manager `no_sync` sets
 
 
 def processes_line(strategy: Strategy, settings: ParallelSettings, device: torch.device) -> Sequence[str]:

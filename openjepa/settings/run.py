@@ -107,11 +107,13 @@ class ParallelSettings:
 
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     """`ddp`: every process holds the whole networks; `fsdp2`: weights, averages, gradients and moments are divided over the
-    processes; `auto`: `fsdp2` on several GPUs from ViT-H on, else `ddp`."""
+    processes (with bf16 on GPUs, a block also uses its LayerNorms and gammas in bf16); `auto`: `fsdp2` on several GPUs from
+    ViT-H on, else `ddp`."""
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which gradients travel between the processes. `bf16` halves the bytes and rounds."""
-    timeout_seconds: Annotated[float, POSITIVE] = 600.0
-    """How long a process waits for the others before the run ends with an error. Longer than the slowest save or look."""
+    timeout_seconds: Annotated[float, POSITIVE] = 1800.0
+    """How long a process waits for the others before the run ends with an error. Longer than the slowest save or look, and than
+    the 600 s after which data workers that hang are started again."""
 
 
 @dataclass(frozen=True, kw_only=True)

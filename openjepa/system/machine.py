@@ -59,6 +59,11 @@ def available_memory(root: Path = ROOT) -> int:
     return min([_physical_memory(), *_available_on_machine(root), *(group.free for group in _groups(root))])
 
 
+def part_words(processes: int) -> str:
+    """Words behind an amount that `processes` of this machine have divided. Empty for a single process."""
+    return f" (the part of one of the {processes} processes of this machine)" if processes > 1 else ""
+
+
 def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -115,6 +115,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         outputs = Outputs(folder, method, costs, sampler, device, precision, total_steps, splits, config.method.about, start)
         resources.enter_context(outputs.failure_noted())
         resources.enter_context(explain_memory(config))
+        resources.enter_context(distributed.explain_lost(config.parallel.timeout_seconds))
 
         # ------------------------------------------------------------ loader, networks, optimizer
         workers = choose_workers(config.system.workers, config.data.cache)

@@ -15,7 +15,7 @@ from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
 from openjepa.engine.costs import StepCosts, count_step
-from openjepa.engine.device import device_name, memory_limit
+from openjepa.engine.device import device_name, memory_limit, of_memory
 from openjepa.engine.parallel import choose_strategy
 from openjepa.engine.parallel_costs import Division, Estimate, estimate
 from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_steps, weights_name
@@ -302,8 +302,9 @@ def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]
     if needs.memory_bytes <= limit:
         return []
     words = (
-        f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}: "
-        f"lower optim.microbatch_size (now {microbatch}), set run.recompute, or choose a smaller model.size"
+        f"this run needs about {decimal(round(needs.memory_bytes))} of memory and {device} has {decimal(limit)}"
+        f"{of_memory(device)}: lower optim.microbatch_size (now {microbatch}), set run.recompute, or choose a smaller "
+        "model.size"
     )
     if needs.memory_bytes > 2 * limit:
         raise Refusal(words)

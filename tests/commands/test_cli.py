@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import openjepa
+import openjepa.cli
 import openjepa.commands.train
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
@@ -311,3 +312,14 @@ def test_commands_that_share_no_work_are_refused_in_several_processes(
         main(["report", "runs/a"])
     assert ended.value.code == 2
     assert "openjepa report runs in one process, and torchrun has started 2" in capsys.readouterr().err
+
+
+def test_a_fault_that_all_processes_find_is_left_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(openjepa.cli.time, "sleep", slept.append)
+    for rank, waits in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            main(["nothing"])
+        assert len(slept) == waits  # torchrun ends this process meanwhile

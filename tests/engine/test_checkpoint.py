@@ -257,13 +257,28 @@ def test_the_error_of_the_disk_is_told_even_amid_a_tensor(tmp_path: Path) -> Non
     assert process.exitcode == 0
 
 
-def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_another_machine_kept_for_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_files, "LATE_SECONDS", 0.05)
     file = tmp_path / "there"
     file.write_text("content")
     files = checkpoint_files.checksums(tmp_path, [file])
     file.unlink()
     with pytest.raises(Refusal, match=f"{file} was written by another process.*a disk that all machines share"):
         checkpoint_files.write_manifest(tmp_path, files)
+
+
+def test_a_file_of_another_machine_that_appears_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, hidden = tmp_path / "tensors" / "there", tmp_path / "hidden"
+    file.parent.mkdir()
+    file.write_text("content")
+    files = checkpoint_files.checksums(tmp_path, [file])
+    monkeypatch.setattr(checkpoint_files.time, "sleep", lambda seconds: hidden.rename(file))  # during the first wait
+    file.rename(hidden)
+    assert checkpoint_files.lasting_damage(tmp_path, files, wait=False) == "tensors/there is missing"
+    assert checkpoint_files.lasting_damage(tmp_path, files, wait=True) is None
+    file.rename(hidden)
+    checkpoint_files.write_manifest(tmp_path, files)
+    assert checkpoint_files.manifest_of(tmp_path) == files
 
 
 def test_an_error_of_the_write_does_not_hide_that_of_the_training(

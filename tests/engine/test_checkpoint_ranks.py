@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 
-from openjepa.engine import distributed
+from openjepa.engine import checkpoint, checkpoint_files, distributed
 from openjepa.engine.checkpoint import (
     CheckpointWriter,
     check_fits,
@@ -116,6 +116,11 @@ def _faults(folder: Path, encoders: Path) -> dict[str, Any]:
             if not main:
                 patch.setattr(writer, "_staged", lambda tensors: 1 / 0)
             note("no copy", _caught(lambda: writer.save(state_at(3))))
+        with pytest.MonkeyPatch.context() as patch:
+            if not main:  # its machine does not see the files of the others yet
+                patch.setattr(checkpoint, "damage", lambda path, checksum: "is missing")
+            note("late", latest_checkpoint(folder))
+        checkpoint_files.LATE_SECONDS = 0.1
         if main:
             newest = folder / "step_00000002" / "tensors" / "__1_0.distcp"
             newest.write_bytes(newest.read_bytes()[:-1])
@@ -153,6 +158,7 @@ def test_a_fault_in_one_process_ends_in_all_and_leaves_the_checkpoint_before(tmp
     assert second["no copy"][0][0] == "ZeroDivisionError"
 
     for seen in (first, second):
+        assert seen["late"] == (folder / kept[1], kept)
         assert seen["cut"] == (folder / kept[0], ["broken_step_00000002", "step_00000001"])
         assert seen["mended"] == (folder / kept[1], ["broken_step_00000002", *kept])
     said = "checkpoint .*step_00000002 is broken (tensors/__1_0.distcp has .* bytes instead of .*falling back"

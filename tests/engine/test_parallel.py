@@ -1,19 +1,23 @@
 """Strategies of several processes: which is chosen, and gradients, clipping and the freeze after NaN with divided weights."""
 
+from functools import partialmethod
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from openjepa.engine import distributed
 from openjepa.engine.failures import FiniteGuard
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.parallel import accumulate, choose_strategy, over_processes
+from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks
+from openjepa.models.transformer import Block
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES
-from openjepa.settings.run import OptimizationSettings, ParallelSettings
+from openjepa.settings.run import OptimizationSettings, ParallelSettings, RunSettings
 from openjepa.types import ParameterRule
 from tests.helpers.ranks import on_ranks
 
@@ -102,6 +106,62 @@ def test_divided_and_replicated_gradients_are_those_of_one_process(tmp_path: Pat
     assert not torch.equal(found["fsdp2"]["norm"], found["fsdp2 bf16"]["norm"])
     for changes in (found["changes"], other["changes"]):
         assert changes[0] > 0 and changes[1:] == [0.0, 0.0], "nothing moves after the first bad step"
+
+
+class Blocks(nn.Module):
+    """A method whose network is two transformer blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(*(Block(16, 2, 32, 1e-6) for _ in range(2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x).square().mean()
+
+
+def compiled_blocks() -> dict[str, tuple[int, list[float]]]:
+    """Number of graphs, and losses of three steps, of two blocks: by strategy, compiled or not, with or without recompute."""
+    found = {}
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(distributed.rank()))
+    for strategy, compiled, recompute in product(("ddp", "fsdp2"), (False, True), (False, True)):
+        torch.compiler.reset()
+        graphs = list[GraphModule]()
+
+        def backend(graph: GraphModule, inputs: list[torch.Tensor], graphs: list[GraphModule] = graphs) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        method = Blocks()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Block, "compile", partialmethod(nn.Module.compile, backend=backend))
+            prepare_blocks(method, RunSettings(compile=compiled, recompute=recompute))
+        trained = over_processes(method, [method.network], strategy, ParallelSettings(), CPU, "fp32")
+        if strategy == "ddp":
+            trained.bucket_bytes_cap = 1000  # a gradient of a layer fills a bucket, as in a large network
+            torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 1000
+        optimizer = build_optimizer(method.named_parameters(), RULES, OptimizationSettings())
+        set_rates(optimizer, 0.01, 0.0)
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = trained(x)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        found[f"{strategy} {compiled} {recompute}"] = (len(graphs), losses)
+    return found
+
+
+def test_a_compiled_block_is_one_graph_and_trains_as_before(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, compiled_blocks):
+        for strategy, recompute in product(("ddp", "fsdp2"), (False, True)):
+            graphs, losses = found[f"{strategy} True {recompute}"]
+            number, expected = found[f"{strategy} False {recompute}"]
+            assert number == 0 and graphs == 2, "one for each block"
+            assert losses == pytest.approx(expected, rel=1e-6) and losses == pytest.approx(
+                found["ddp False False"][1], rel=1e-5
+            )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ SINCE: dict[str, object] = {
     "run.recompute": False,
     "parallel.strategy": "auto",
     "parallel.reduce_precision": "fp32",
-    "parallel.timeout_seconds": 600.0,
+    "parallel.timeout_seconds": 1800.0,
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

@@ -135,6 +135,10 @@ def test_blanks_in_a_mount_are_read(tmp_path: Path) -> None:
 def test_a_cpu_has_the_memory_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "total_memory", lambda: 7)
     assert device.memory_limit(device.torch.device("cpu")) == 7
+    for name, number in (("WORLD_SIZE", 6), ("LOCAL_WORLD_SIZE", 3)):
+        monkeypatch.setenv(name, str(number))
+    assert device.memory_limit(device.torch.device("cpu")) == 2, "its processes divide it"
+    assert device.of_memory(device.torch.device("cpu")) == " (the part of one of the 3 processes of this machine)"
 
 
 def test_this_machine_has_some(monkeypatch: pytest.MonkeyPatch) -> None:

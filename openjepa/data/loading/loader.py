@@ -19,6 +19,7 @@ from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_st
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.passes import check_shared_memory
 from openjepa.data.source import ListSource, ShardSource
+from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import silent
@@ -74,6 +75,7 @@ class TrainingLoader:
         min_side = _patch_side(inputs, sampler)
         self._check_length(data)
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
+        self._check_shared_memory()
         self._cache = self._open_cache(data, min_side, advance)
         cache = None if self._cache is None or not self._on_device else self._cache.without_pixels()
         self._reader = ChunkReader(source, inputs, sampler, seed, min_side, cache or self._cache, self._on_device)
@@ -128,10 +130,16 @@ class TrainingLoader:
         """Number of images per task of a worker."""
         if self._workers == 0 or self._on_device:
             return self._plan.microbatch_size
-        per_image = sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
-        size = min(self._plan.microbatch_size, max(1, CHUNK_BYTES // per_image))
-        check_shared_memory(self._workers, self._in_flight(size) * size * per_image)
-        return size
+        return min(self._plan.microbatch_size, max(1, CHUNK_BYTES // self._bytes_per_image()))
+
+    def _bytes_per_image(self) -> int:
+        return sum(3 * view.count * view.size[0] * view.size[1] for view in self._inputs.views.values())
+
+    def _check_shared_memory(self) -> None:
+        """Raises Refusal if the crops that workers prepare do not fit. Not later, when another process may have workers."""
+        if self._workers and not self._on_device:
+            size = self._chunk_size()
+            check_shared_memory(self._workers, self._in_flight(size) * size * self._bytes_per_image())
 
     def _in_flight(self, chunk_size: int) -> int:
         """Number of chunks that workers are working on or have finished ahead of time."""
@@ -244,10 +252,11 @@ class TrainingLoader:
             check_usable(self._source, "the training set", min_side)
             return None
         limit = None
-        workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, available_cores())
+        cores = available_cores() // distributed.local_processes()
+        workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, cores)
         if self._on_device and self._device.type == "cuda":
-            free = min(torch.cuda.mem_get_info(self._device)[0], available_memory())  # pixels pass through the host's memory
-            limit = int(MEMORY_SHARE * free)
+            in_host = available_memory() / distributed.local_processes()  # pixels pass through it
+            limit = int(MEMORY_SHARE * min(torch.cuda.mem_get_info(self._device)[0], in_host))
         short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, advance, limit)
         if len(cache.skipped) > data.max_skipped * len(cache):

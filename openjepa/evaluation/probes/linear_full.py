@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from openjepa.data.passes import rebatched
-from openjepa.engine.device import memory_limit
+from openjepa.engine.device import memory_limit, of_memory
 from openjepa.evaluation.feature_store import EncoderFeatures
 from openjepa.evaluation.probes.stacked_heads import StackedHeads, Sweep, all_pairs, needed_bytes
 from openjepa.evaluation.probes.trained import (
@@ -189,6 +189,6 @@ def check_memory(probe: ImageProbe, plan: TrainingPlan, num_layers: int) -> None
     if needed > LARGEST_SHARE * limit:
         raise Refusal(
             f"evaluation.linear_full.learning_rates and weight_decays: {4 * num} heads of {probe.num_classes:,} classes need "
-            f"about {decimal(needed)} while they are trained, and {probe.device} has {decimal(limit)}: give fewer of "
-            "both, and run the evaluation once for each part"
+            f"about {decimal(needed)} while they are trained, and {probe.device} has {decimal(limit)}"
+            f"{of_memory(probe.device)}: give fewer of both, and run the evaluation once for each part"
         )

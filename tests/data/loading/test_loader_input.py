@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +189,32 @@ def test_too_little_shared_memory_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"system.workers=4 needs 10,000,000,000,000,000 bytes of shared memory"):
         check_shared_memory(4, 10**16)
     check_shared_memory(1, 1)
+
+
+def test_processes_of_a_machine_divide_its_memory_and_cores(images: ListSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(of_machine: str) -> None:
+        with pytest.raises(ValueError, match=rf"more than the 8,000 bytes that may be used{of_machine}: set data.cache=none"):
+            cache_module.build_cache(images, 18)
+        if Path("/dev/shm").is_dir():
+            with pytest.raises(ValueError, match=rf"/dev/shm has only 1,000 free{of_machine}: use fewer workers"):
+                load(images, 1, workers=2)
+
+    free, workers = {"memory": 10_000, "shm": 1000}, []
+    monkeypatch.setattr(cache_module, "available_memory", lambda: free["memory"])
+    monkeypatch.setattr("openjepa.data.passes.shutil.disk_usage", lambda folder: SimpleNamespace(free=free["shm"]))
+    refused("")
+    for name, number in (("WORLD_SIZE", 16), ("LOCAL_WORLD_SIZE", 8)):
+        monkeypatch.setenv(name, str(number))
+    free |= {"memory": 80_000, "shm": 8000}
+    refused(r" \(the part of one of the 8 processes of this machine\)")
+    monkeypatch.setattr(loader_module, "available_cores", lambda: 64)
+    monkeypatch.setattr(loader_module, "MANY_IMAGES", 1)
+    build = loader_module.build_cache
+    monkeypatch.setattr(
+        loader_module, "build_cache", lambda *given: workers.append(given[3]) or build(*given[:3], 0, max_bytes=10**9)
+    )
+    load(images, 1, cache="memory")
+    assert workers == [8]
 
 
 def double(value: int) -> int:

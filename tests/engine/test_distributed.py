@@ -168,7 +168,7 @@ def test_only_errors_of_an_exchange_are_taken_for_a_lost_process() -> None:
     with pytest.raises(RuntimeError, match=r"^a file system timed out$"), distributed.explain_lost(1):
         raise RuntimeError("a file system timed out")
     with (
-        pytest.raises(Refusal, match=r"at least one of them ended or cannot be reached.*\(DistError\)"),
+        pytest.raises(Refusal, match=r"at least one of them ended or cannot be reached"),
         distributed.explain_lost(1),
     ):
         raise torch.distributed.DistError

@@ -9,7 +9,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.records import keep, load, origin
+from benchmarks.records import keep, launcher, load, origin
 from benchmarks.walks import write_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,11 +86,8 @@ def _speed(options: Options, processes: int, folder: Path, images: Path) -> tupl
     train += ["--run.device", options.device, "--monitor.every", "0", "--system.log-every", str(max(1, options.steps // 6))]
     train += ["--parallel.strategy", options.strategy, "--optim.warmup-steps", "2", *options.settings]
     threads = 1 if processes > 1 else options.processes
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [*launcher, *train, "--system.threads", str(threads)]
+    command = [*launcher(processes), *train, "--system.threads", str(threads)]
     _ended_well(command, environment, options.limit)
     logs = sorted(folder.glob(f"{name}*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]

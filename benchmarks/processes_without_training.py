@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 import tyro
 from PIL import Image
 
-from benchmarks.records import keep, load, origin
+from benchmarks.records import keep, launcher, load, origin
 from openjepa.data.passes import choose_workers, evaluation_batches, shared_evaluation_batches
 from openjepa.data.source import ListSource, open_splits
 from openjepa.engine import distributed
@@ -88,8 +87,7 @@ def prepare(folder: Path, images: int) -> None:
 
 def run(folder: Path, processes: int) -> dict[str, float]:
     """Images per second, measured in new processes: one of two threads, or two of one."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "benchmarks.processes_without_training", "--measure", str(folder)]
+    command = [*launcher(processes), "-m", "benchmarks.processes_without_training", "--measure", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """Facts about the machine and the code for every benchmark result, and functions that print and save results."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,9 @@ def keep(result: object, output: Path | None) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n")
+
+
+def launcher(processes: int) -> list[str]:
+    """The start of a command, up to Python's `-m`: one process, or several that torchrun starts on this machine."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(several if processes > 1 else [])]

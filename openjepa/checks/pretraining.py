@@ -144,18 +144,18 @@ def _check_batch(config: RunConfig, world_size: int) -> None:
     batch, micro, group = config.optim.batch_size, config.optim.microbatch_size, config.masks.group_size
     if problem := division_problem(batch, world_size):
         raise Refusal(problem)
-    share, wrong = batch // world_size, []
+    share, one_time, wrong = batch // world_size, config.optim.images_at_a_time(world_size), []
     if problem := division_problem(batch, world_size, micro):
         wrong.append(problem)
     if group is not None and batch % group:
         fitting = near_divisors(batch, group)
         wrong.append(f"masks.group_size={group} does not divide optim.batch_size={batch}; near values that do: {fitting}")
-    if group is not None and not wrong and group % (micro or share):
+    if group is not None and not wrong and group % one_time:
         fix = f"set optim.microbatch_size to a divisor of {group}"
-        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({micro or share} images): {fix}")
+        wrong.append(f"masks.group_size={group} is no multiple of the microbatch ({one_time} images): {fix}")
     if wrong and group is not None:
         fitting_group = nearest_by_ratio(divisors(batch), group)
-        fitting_micro = nearest_by_ratio(fitting_microbatches(share, fitting_group), micro or share)
+        fitting_micro = nearest_by_ratio(fitting_microbatches(share, fitting_group), one_time)
         wrong.append(f"these fit together: optim.microbatch_size={fitting_micro} and masks.group_size={fitting_group}")
     if wrong:
         raise Refusal("; ".join(wrong))

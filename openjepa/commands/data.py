@@ -228,7 +228,7 @@ def data_pack(argv: Sequence[str], prog: str) -> None:
         argv = require(PackOptions, argv, "a folder of images", prog)
     options = parse(PackOptions, argv, prog, PACK_HELP, PackOptions())
     check_ranges(options.packing, said=as_option)
-    if "://" in str(options.output) or ":/" in str(options.output):
+    if ":/" in str(options.output):
         raise Refusal(f"--output {options.output} is no folder on a disk: pack into one, then copy it to the object store")
     check_output_folder(options.output)
     from openjepa.data.passes import choose_workers

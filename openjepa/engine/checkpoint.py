@@ -251,14 +251,6 @@ class _PlainWriter(FileSystemWriter):
             raise cause or error from None
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState, keep_every: int | None = None
-) -> Path:
-    """Writes `<folder>/step_<number>` and returns it when it is whole. All processes call it together."""
-    with CheckpointWriter(folder, model, optimizer, keep_every, asynchronous=False) as writer:
-        return writer.save(state)
-
-
 @contextmanager
 def _removed_after_error(folder: Path) -> Iterator[None]:
     """Removes an unfinished checkpoint if the block fails, as it does in all processes. The main process does it."""

@@ -4,7 +4,6 @@ A folder is a checkpoint if its name is `step_<number>` and its files match `man
 BLAKE2b and is written last. Nothing else counts: no clock, no time of a file, no name of a machine or of a process.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,13 +16,13 @@ from rich.filesize import decimal
 
 from openjepa.config import readable_object
 from openjepa.refusals import Refusal
+from openjepa.system.shared_files import file_digest, require_space
 
 MANIFEST = "manifest.json"
 KEPT_FREE_BYTES = 64 * 2**20
 """Bytes that a checkpoint must leave on the disk, for exported networks and logs."""
 LATE_SECONDS = 10.0
 """How long a file of another machine is looked for on a shared disk, which remembers for seconds what is absent."""
-_CHUNK = 1 << 22
 _TEMPORARY = ".writing-"
 
 Fault = TypeVar("Fault")
@@ -48,12 +47,8 @@ def begin_checkpoint(final: Path, needed: int) -> Path:
     bytes and a reserve.
     """
     remove_unfinished(final.parent)
-    free = shutil.disk_usage(final.parent).free
-    if free < needed + KEPT_FREE_BYTES:
-        raise Refusal(
-            f"{final.parent} has {decimal(free)} free, and {final.name} needs {decimal(needed)}, besides "
-            f"{decimal(KEPT_FREE_BYTES)} for other files. {_advice(final)}"
-        )
+    what = f"{final.name} and {decimal(KEPT_FREE_BYTES)} of other files"
+    require_space(final.parent, needed + KEPT_FREE_BYTES, what, _advice(final))
     temporary = final.with_name(f"{_TEMPORARY}{final.name}")
     temporary.mkdir()
     return temporary
@@ -61,7 +56,7 @@ def begin_checkpoint(final: Path, needed: int) -> Path:
 
 def write_failed(final: Path, error: OSError) -> Refusal:
     """A refusal for an error of the disk, such as a full one, while the checkpoint `final` was written."""
-    return Refusal(f"{final} could not be written: {error.strerror or error}. {_advice(final)}")
+    return Refusal(f"{final} could not be written: {error.strerror or error}: {_advice(final)}")
 
 
 def _advice(final: Path) -> str:
@@ -70,12 +65,12 @@ def _advice(final: Path) -> str:
     left = (
         "there is no earlier one" if whole is None else f"the one before, {whole}, is as it was, and the run continues from it"
     )
-    return f"Make room there, or move the run to another disk, and give the same command again; {left}"
+    return f"make room there, or move the run to another disk, and give the same command again; {left}"
 
 
 def checksums(folder: Path, paths: Iterable[Path]) -> dict[str, Checksum]:
     """The checksum of each of `paths`, by its name inside `folder`."""
-    return {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in paths}
+    return {str(path.relative_to(folder)): (path.stat().st_size, file_digest(path, "blake2b")) for path in paths}
 
 
 def write_manifest(folder: Path, files: Mapping[str, Checksum]) -> None:
@@ -126,7 +121,7 @@ def damage(path: Path, checksum: Checksum) -> str | None:
         return "is missing"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size} bytes instead of {size}"
-    return None if _digest(path) == digest else "does not match its checksum"
+    return None if file_digest(path, "blake2b") == digest else "does not match its checksum"
 
 
 def lasting_damage(folder: Path, files: Mapping[str, Checksum], wait: bool) -> str | None:
@@ -156,14 +151,6 @@ def _looked_for(look: Callable[[], Fault | None]) -> Fault | None:
 def _is_listed(path: Path) -> bool:
     """True if the folder of `path` lists it. A shared disk then asks for the names anew, which it does not for one name."""
     return path.parent.is_dir() and path in path.parent.iterdir()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_entry(value: object) -> bool:

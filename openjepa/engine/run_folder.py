@@ -240,14 +240,12 @@ def _next_free(path: Path) -> Path:
 
 
 def _lock(path: Path) -> Claim:
-    claim = take(path / ".lock")
+    claim = take(path / ".lock", forked=False)
     if claim is None:  # `openjepa runs` may just be looking at it, which takes no time
         time.sleep(0.1)
-        claim = take(path / ".lock")
+        claim = take(path / ".lock", forked=False)
     if claim is None:
         raise Refusal(f"another process is writing to {path}; wait for it, or choose another --run.name or --fresh")
-    # forked data workers would keep the lock after this process is killed
-    os.register_at_fork(after_in_child=claim.leave)
     return claim
 
 

@@ -268,7 +268,7 @@ class _Planner:
     def _division(self, config: RunConfig, machines: Machines, strategy: Strategy, recompute: bool) -> Division | None:
         """The microbatch of the settings, or the largest below it that fits. None if none fits."""
         share = config.optim.batch_size // machines.gpus
-        largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.microbatch_size or share)
+        largest = self._largest(config, machines.gpus, strategy, recompute, config.optim.images_at_a_time(machines.gpus))
         return None if largest is None else self._divided(machines.gpus, share // largest, strategy, recompute)
 
     def _divided(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:

@@ -17,7 +17,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,12 +57,13 @@ class Claim:
         self._file.close()
 
 
-def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | None:
+def take(path: Path, *, wait: bool = False, shared: bool = False, forked: bool = True) -> Claim | None:
     """Locks the file `path`. Returns None if another process holds the lock.
 
     `wait`: waits until the lock is free. `shared`: any number of processes may hold a shared lock at the same time, but then
-    none can hold an exclusive one. Raises FileNotFoundError if the folder is gone. On a file system without locks every call
-    succeeds, with a warning.
+    none can hold an exclusive one. `forked`: if False, processes that this one forks leave the claim. Data workers would
+    otherwise keep it after this process is killed. Raises FileNotFoundError if the folder is gone. On a file system without
+    locks every call succeeds, with a warning.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
@@ -77,10 +78,17 @@ def take(path: Path, *, wait: bool = False, shared: bool = False) -> Claim | Non
                 file.close()
                 raise
             warnings.warn(f"{path.parent} cannot lock files: let only one process work there at a time", stacklevel=2)
-            return Claim(file)
+            return _claim(file, forked)
         if _is_same(path, file):
-            return Claim(file)
+            return _claim(file, forked)
         file.close()  # it was removed between our opening and locking it
+
+
+def _claim(file: BinaryIO, forked: bool) -> Claim:
+    claim = Claim(file)
+    if not forked:
+        os.register_at_fork(after_in_child=claim.leave)
+    return claim
 
 
 def is_taken(path: Path) -> bool | None:
@@ -166,13 +174,21 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
         raise
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raises Refusal if the disk of `folder` has fewer than `needed` free bytes. `what`: what is to be written there."""
+def require_space(folder: Path, needed: int, what: str, advice: str = "make room, or choose another disk") -> None:
+    """Raises Refusal if the disk of `folder` has fewer than `needed` free bytes.
+
+    `what`: what is to be written there, in the plural. `advice`: what the user can do.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise Refusal(
-            f"{folder}: {what} need {decimal(needed)}, but only {decimal(free)} are free: make room, or choose another disk"
-        )
+        raise Refusal(f"{folder}: {what} need {decimal(needed)}, but only {decimal(free)} are free: {advice}")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """The digest of a file in hexadecimal digits. `algorithm`: a name in hashlib; `blake2b` has 16 bytes here."""
+    with path.open("rb") as file:
+        made = partial(hashlib.blake2b, digest_size=16) if algorithm == "blake2b" else algorithm
+        return hashlib.file_digest(file, made).hexdigest()
 
 
 def is_writable(folder: Path) -> bool:

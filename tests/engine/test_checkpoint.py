@@ -22,12 +22,11 @@ from openjepa.engine.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     read_state,
-    save_checkpoint,
     set_broken_aside,
 )
 from openjepa.engine.checkpoint_files import KEPT_FREE_BYTES
 from openjepa.refusals import Refusal
-from tests.helpers.checkpoints import copies, equal, loaded, make, opened_by, state_at, step
+from tests.helpers.checkpoints import copies, equal, loaded, make, opened_by, save_checkpoint, state_at, step
 from tests.helpers.processes import in_process
 
 
@@ -203,7 +202,7 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed + KEPT_FREE_BYTES - 1))
     with CheckpointWriter(tmp_path, model, optimizer) as writer:
         with pytest.raises(
-            Refusal, match=rf"{tmp_path} has 67.1 MB free, and step_00000002 needs {needed} bytes.*step_00000001"
+            Refusal, match=rf"{tmp_path}: step_00000002 and 67.1 MB of other files need 67.1 MB, but .* step_00000001"
         ):
             writer.save(state_at(2))
         assert list(tmp_path.iterdir()) == [good]

@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,11 @@ from openjepa.cli import main
 from openjepa.commands.train import parse_train
 from openjepa.settings.clusters import SlurmSettings
 from tests.helpers.fake_slurm import JOB, ended, install_slurm, start_job
+from tests.helpers.ranks import free_port
+from tests.helpers.waiting import wait_for
 
 WORDS = ["gpu-128", "--data.path", "/data/my photos", "--optim.lr=1e-3"]
+Printed = Callable[..., str]
 
 
 def launch(*words: str) -> None:
@@ -24,7 +27,7 @@ def launch(*words: str) -> None:
 
 
 @pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> object:
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     """The script that some words of the command would submit."""
 
     def script(*words: str) -> str:
@@ -54,7 +57,7 @@ def trained(script: str, task: str = "") -> list[str]:
     return done.stdout.split("\0")[:-1]
 
 
-def test_the_header_says_what_was_asked_for(printed) -> None:  # type: ignore[no-untyped-def]
+def test_the_header_says_what_was_asked_for(printed: Printed) -> None:
     asked = (
         "--nodes 2 --gpus-per-node 8 --gpu-type a100 --partition gpu --account mine --qos long --constraint nvlink --exclude n7"
     )
@@ -71,7 +74,7 @@ def test_the_header_says_what_was_asked_for(printed) -> None:  # type: ignore[no
     assert "--nnodes 2 --nproc-per-node 8 " in script
 
 
-def test_defaults_ask_for_one_gpu_and_name_the_job_after_the_run(printed) -> None:  # type: ignore[no-untyped-def]
+def test_defaults_ask_for_one_gpu_and_name_the_job_after_the_run(printed: Printed) -> None:
     found = header(printed(*WORDS))
     assert found["job-name"] == "gpu-128-default-my-photos" and found["gpus-per-node"] == "1" and found["cpus-per-task"] == "8"
     assert not {"partition", "mem", "time", "array", "mail-type"} & set(found)
@@ -80,7 +83,7 @@ def test_defaults_ask_for_one_gpu_and_name_the_job_after_the_run(printed) -> Non
     assert "\nexport OMP_NUM_THREADS=8\n" in cpu and "OMP_NUM_THREADS" not in printed(*WORDS)
 
 
-def test_the_words_of_the_training_arrive_as_they_were_given(printed) -> None:  # type: ignore[no-untyped-def]
+def test_the_words_of_the_training_arrive_as_they_were_given(printed: Printed) -> None:
     words = [
         "--nodes",
         "2",
@@ -99,7 +102,7 @@ def test_the_words_of_the_training_arrive_as_they_were_given(printed) -> None:  
     assert "no-requeue" in header(script) and "scontrol requeue" not in script
 
 
-def test_an_array_has_every_variation_with_every_seed_in_a_folder_of_its_own(printed) -> None:  # type: ignore[no-untyped-def]
+def test_an_array_has_every_variation_with_every_seed_in_a_folder_of_its_own(printed: Printed) -> None:
     changes = ["optim.lr=1e-3", "optim.lr=3e-4 optim.batch-size=512"]
     script = printed(*WORDS, "--array", *changes, "--seeds", "0", "7", "--at-once", "2")
     assert header(script)["array"] == "0-3%2" and header(script)["output"] == "logs/%x-%A_%a.log"
@@ -161,8 +164,8 @@ def test_what_cannot_work_is_refused_before_anything_is_submitted(
 
 
 def test_what_is_printed_is_what_is_submitted(
-    printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # type: ignore[no-untyped-def]
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = printed(*WORDS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
@@ -193,9 +196,12 @@ def submitted(tmp_path: Path, text: str, python: str) -> tuple[Path, dict[str, s
 
 def signal_when_begun(job: subprocess.Popen[bytes], folder: Path) -> None:
     """Sends SIGUSR1 to the script of a job, as Slurm does before the time limit, once both of its processes train."""
-    limit = time.monotonic() + 60
-    while len(list(folder.glob("begun*"))) < 2 and time.monotonic() < limit:
-        time.sleep(0.02)
+
+    def both_train() -> bool:
+        assert job.poll() is None, f"the job ended before it was signaled, with {job.returncode}"
+        return len(list(folder.glob("begun*"))) == 2
+
+    wait_for(both_train, 100, (folder.parent / "job.log").read_text)
     os.kill(job.pid, signal.SIGUSR1)
 
 
@@ -219,8 +225,8 @@ SAVES = f"trap 'echo saved; exit 1' USR1; {RUNNING}"
     ids=["finished", "failed", "75", "time limit", "finished at the limit", "does not save in time", "preempted", "cancelled"],
 )
 def test_a_job_goes_back_to_the_queue_only_if_there_is_more_to_train(
-    printed, tmp_path: Path, python: str, job: str, code: int, requeued: bool
-) -> None:  # type: ignore[no-untyped-def]
+    printed: Printed, tmp_path: Path, python: str, job: str, code: int, requeued: bool
+) -> None:
     text = printed(*WORDS, "--nodes", "2")
     text = text.replace("timeout 170", "timeout 1") if "trap ''" in python else text
     script, environment = submitted(tmp_path, text, python)
@@ -235,7 +241,7 @@ def test_a_job_goes_back_to_the_queue_only_if_there_is_more_to_train(
     assert (tmp_path / "job.log").read_text().count("saved") == (2 if python == SAVES else 0)
 
 
-def test_every_node_starts_torchrun_on_the_words_of_its_task(printed, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_every_node_starts_torchrun_on_the_words_of_its_task(printed: Printed, tmp_path: Path) -> None:
     text = printed(*WORDS, "--nodes", "2", "--gpus-per-node", "4", "--seeds", "0", "1", "--setup", "export FROM_SETUP=yes")
     python = 'printf "%s\\n" "$FROM_SETUP" "$SRUN_CPUS_PER_TASK" "$@" > "$FAKE/node$SLURM_NODEID"'
     script, environment = submitted(tmp_path, text, python)
@@ -264,7 +270,7 @@ sys.exit(75)
 """
 
 
-def test_torchrun_passes_the_signal_on_and_writes_a_log_for_each_process(printed, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_torchrun_passes_the_signal_on_and_writes_a_log_for_each_process(printed: Printed, tmp_path: Path) -> None:
     """With the torchrun that is installed; what it starts is a program in the place of openjepa."""
     text = printed(*WORDS, "--gpus-per-node", "2").replace("=logs/", f"={tmp_path}/")
     script = tmp_path / "job.sh"
@@ -274,11 +280,12 @@ def test_torchrun_passes_the_signal_on_and_writes_a_log_for_each_process(printed
     (tmp_path / "openjepa" / "__init__.py").touch()  # a package without it would come after the real one
     (tmp_path / "openjepa" / "__main__.py").write_text(TRAINING)
     environment = install_slurm(tmp_path / "bin") | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    job = start_job(script, environment)
+    number = str(free_port())  # the port at which the processes meet follows from it; another session takes another
+    job = start_job(script, environment, SLURM_JOB_ID=number)
     signal_when_begun(job, tmp_path / "bin")
     code, output = ended(job, 100), (tmp_path / "job.log").read_text()
-    assert code == 75 and (tmp_path / "bin" / "requeued").read_text() == f"requeue {JOB}\n", output
-    logs = sorted((tmp_path / f"mine-{JOB}" / "node0").rglob("stdout.log"))
+    assert code == 75 and (tmp_path / "bin" / "requeued").read_text() == f"requeue {number}\n", output
+    logs = sorted((tmp_path / f"mine-{number}" / "node0").rglob("stdout.log"))
     assert [log.read_text().splitlines()[0] for log in logs] == [
         f"rank {rank} of 2 train gpu-128 --data.path /data/my photos --optim.lr=1e-3" for rank in range(2)
     ]

@@ -6,8 +6,10 @@ Prints what it has seen; docs/results/scale/slurm.txt keeps that.
 import os
 import shlex
 import signal
+import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,12 @@ from openjepa.cli import main
 from openjepa.config import save_yaml
 from openjepa.settings.run import RunConfig
 from openjepa.training.loop import train
-from tests.helpers.fake_slurm import JOB, ended, install_slurm, start_job
+from tests.helpers.fake_slurm import ended, install_slurm, start_job
 from tests.helpers.images import write_folder
-from tests.helpers.ranks import on_ranks
+from tests.helpers.ranks import free_port, on_ranks
 from tests.helpers.small_runs import lines, small_config
 from tests.helpers.torchruns import ROOT, steps_logged
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 240
@@ -30,6 +33,11 @@ def run(images: Path, output: Path) -> RunConfig:
     config = small_config(images, output, total_steps=STEPS)
     system = replace(config.system, threads=1, log_every=3, checkpoint_minutes=0.0)
     return replace(config, monitor=replace(config.monitor, every=0), system=system)
+
+
+def _logged(job: subprocess.Popen[bytes], folder: Path, least: int) -> bool:
+    assert job.poll() is None, f"the job ended before its time was up, with {job.returncode}"
+    return steps_logged(folder) >= least
 
 
 @pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
@@ -47,14 +55,13 @@ def test_a_job_at_its_time_limit_saves_goes_back_to_the_queue_and_ends_as_if_it_
     environment = install_slurm(tmp_path / "bin") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     folder, requeued = tmp_path / "job" / "run", tmp_path / "bin" / "requeued"
     codes, seconds, steps = [], [], []
+    number = str(free_port())  # the port at which the processes meet follows from it; another session takes another
     for least in (10, 30, None):  # lines of the log after which the time is up; None: it is enough
-        job = start_job(script, environment, nodes)
-        limit = time.monotonic() + 120
-        while least is not None and steps_logged(folder) < least and job.poll() is None and time.monotonic() < limit:
-            time.sleep(0.02)
-        begun = time.monotonic()
+        job = start_job(script, environment, nodes, SLURM_JOB_ID=number)
         if least is not None:
+            wait_for(partial(_logged, job, folder, least), 120, (tmp_path / "job.log").read_text)
             os.kill(job.pid, signal.SIGUSR1)
+        begun = time.monotonic()
         codes.append(ended(job, 180))
         seconds.append(time.monotonic() - begun)
         last = max(path.name for path in (folder / "checkpoints").glob("step_*"))
@@ -66,7 +73,7 @@ def test_a_job_at_its_time_limit_saves_goes_back_to_the_queue_and_ends_as_if_it_
             f"{seconds[0]:.1f} and {seconds[1]:.1f} s after SIGUSR1; requeued: {requeued.read_text().split()}"
         )
     assert codes == [75, 75, 0], output[-4000:]
-    assert requeued.read_text() == f"requeue {JOB}\n" * 2 and max(seconds[:2]) < 30
+    assert requeued.read_text() == f"requeue {number}\n" * 2 and max(seconds[:2]) < 30
     assert 0 < steps[0] < steps[1] < STEPS == steps[2]
     pairs = zip(lines(tmp_path / "whole" / "run", "train"), lines(folder, "train"), strict=True)
     assert max(abs(first["loss"] - second["loss"]) for first, second in pairs) < 1e-5

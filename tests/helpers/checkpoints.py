@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from openjepa.engine.checkpoint import TrainerState, load_checkpoint
+from openjepa.engine.checkpoint import CheckpointWriter, TrainerState, load_checkpoint
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.settings.run import OptimizationSettings
 from openjepa.types import LoaderPosition, ParameterRule
@@ -45,6 +45,14 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, seed: int) -> None:
     optimizer.zero_grad()
     model(torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
     optimizer.step()
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainerState, keep_every: int | None = None
+) -> Path:
+    """Writes `<folder>/step_<number>` and returns it when it is whole. All processes call it together."""
+    with CheckpointWriter(folder, model, optimizer, keep_every, asynchronous=False) as writer:
+        return writer.save(state)
 
 
 def state_at(number: int) -> TrainerState:

@@ -21,6 +21,7 @@ from openjepa.types import Export
 from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
 from tests.helpers.processes import in_process
+from tests.helpers.waiting import wait_for
 
 CONFIG = EncoderConfig(width=24, depth=1, heads=2, mlp_ratio=2.0, patch_size=8, image_size=(32, 32))
 SETTINGS = EmbedSettings(part_images=8, batch_size=5, dtype="float32", precision="fp32", device="cpu", threads=1)
@@ -92,10 +93,12 @@ def stopped(work: Callable[[], object], parts: Path, number: int, how: int = sig
         return work()
 
     process = in_process(run)
-    deadline = time.monotonic() + 60
-    while len(list(parts.glob("[0-9]*.json"))) < number:
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.005)
+
+    def are_done() -> bool:
+        assert process.is_alive()
+        return len(list(parts.glob("[0-9]*.json"))) >= number
+
+    wait_for(are_done, 120)
     assert process.pid is not None
     os.kill(process.pid, how)
     os.close(theirs)

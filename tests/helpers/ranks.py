@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from openjepa.engine import distributed
 from tests.helpers.processes import CLEAN
 
-SECONDS = 120
+SECONDS = 240
+"""How long the processes may take together, in seconds: less than pytest allows a test, so that their output is shown."""
 
 
 def free_port() -> int:
@@ -37,26 +39,36 @@ def start_ranks(number: int, folder: Path, work: Callable[..., object], *argumen
     return processes
 
 
-def on_ranks(number: int, folder: Path, work: Callable[..., object], *arguments: object, joined: bool = True) -> list[Any]:
-    """What `work(*arguments)` returns in each of `number` processes. Asserts that all end well; their output is in the error.
+def on_ranks(
+    number: int, folder: Path, work: Callable[..., object], *arguments: object, joined: bool = True, seconds: float = SECONDS
+) -> list[Any]:
+    """What `work(*arguments)` returns in each of `number` processes.
+
+    Asserts that all end well within `seconds`; their output is in the error. None of them survives the call.
 
     `joined`: the processes have found each other before `work` is called (else `work` does it, as a command would).
     """
-    call = (_work_joined, work, *arguments) if joined else (work, *arguments)
-    processes = start_ranks(number, folder, *call)
-    for process in processes:
-        process.join(SECONDS)
-    late = [process for process in processes if process.is_alive()]
-    for process in late:
-        process.kill()
+    if joined:
+        processes = start_ranks(number, folder, _work_joined, seconds, work, *arguments)
+    else:
+        processes = start_ranks(number, folder, work, *arguments)
+    end = time.monotonic() + seconds
+    try:
+        for process in processes:
+            process.join(max(0.0, end - time.monotonic()))
+    finally:  # also if pytest's own time limit ends the wait
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
     codes = [process.exitcode for process in processes]
     output = "\n".join((folder / f"rank{rank}.txt").read_text() for rank in range(number))
     assert not late and codes == [0] * number, f"exit codes {codes}, {len(late)} hung\n{output}"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(number)]
 
 
-def _work_joined(work: Callable[..., object], *arguments: object) -> object:
-    with distributed.joined(torch.device("cpu"), timeout_seconds=SECONDS):
+def _work_joined(seconds: float, work: Callable[..., object], *arguments: object) -> object:
+    with distributed.joined(torch.device("cpu"), timeout_seconds=seconds):
         return work(*arguments)
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from openjepa.config import save_yaml
 from openjepa.settings.run import RunConfig
+from tests.helpers.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 180
@@ -70,10 +70,12 @@ def torchrun(config: RunConfig, log: Path, *options: str, processes: int = 2, wo
 
 def wait_until(condition: Callable[[], bool], agent: Agent) -> None:
     """Waits until `condition` is true. Fails, with what was printed, if `agent` ends before or if it takes too long."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert agent.process.poll() is None and time.monotonic() < end, agent.output()[-4000:]
-        time.sleep(0.02)
+
+    def is_met() -> bool:
+        assert agent.process.poll() is None, agent.output()[-4000:]
+        return condition()
+
+    wait_for(is_met, SECONDS, lambda: agent.output()[-4000:])
 
 
 def steps_logged(run: Path) -> int:

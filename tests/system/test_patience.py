@@ -70,8 +70,8 @@ def test_a_missing_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_read_without_an_answer_is_begun_again_and_then_given_up() -> None:
-    disk, patience = Disk(stalls={1: 1, 3: 9}), Patience(seconds=0.05)
-    words = "reading it gave no answer for 0.05 s, 2 times"
+    disk, patience = Disk(stalls={1: 1, 3: 9}), Patience(seconds=0.5)
+    words = "reading it gave no answer for 0.5 s, 2 times"
     assert outcomes(ahead(disk, 6, patience), range(6)) == [0, 1, 2, words, 4, 5]
     assert Counter(disk.reads) == {0: 1, 1: 2, 2: 1, 3: 2, 4: 1, 5: 1} and patience.num_repeated == 2
     disk.released.set()
@@ -82,18 +82,17 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"7")
     names = ["pipe", "file"]
-    patience = Patience(seconds=0.05)
+    patience = Patience(seconds=0.5)
     found = outcomes(ahead(lambda place: (tmp_path / names[place]).read_bytes(), 2, patience), range(2))
-    assert found == ["reading it gave no answer for 0.05 s, 2 times", 7]
-    for _ in range(2):  # lets the abandoned reads end
-        os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+    assert found == ["reading it gave no answer for 0.5 s, 2 times", 7]
+    os.close(os.open(tmp_path / "pipe", os.O_RDWR))  # lets the abandoned reads end, and waits for no reader
 
 
 def test_two_reads_without_an_answer_in_a_row_are_a_file_system_that_is_gone() -> None:
     disk = Disk(stalls={1: 9, 2: 9})
-    reader = ahead(disk, 4, Patience(seconds=0.05))
+    reader = ahead(disk, 4, Patience(seconds=0.5))
     assert outcomes(reader, range(2))[0] == 0
-    with pytest.raises(Refusal, match=r"file 2: .* no answer for 0.05 s, and the read before was given up as well"):
+    with pytest.raises(Refusal, match=r"file 2: .* no answer for 0.5 s, and the read before was given up as well"):
         reader(2)
     disk.released.set()
 

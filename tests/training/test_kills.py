@@ -24,6 +24,7 @@ from tests.helpers.images import write_folder
 from tests.helpers.processes import in_clean_process
 from tests.helpers.ranks import SECONDS, on_ranks, start_ranks
 from tests.helpers.small_runs import lines, small_config, weights
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 WRITES = ("begin_checkpoint", "save_tensors", "checksums", "write_manifest", "flush_folder", "prune")
@@ -114,10 +115,7 @@ def newest(folder: Path) -> str:
 
 def wait_for_a_save(folder: Path, before: str) -> None:
     """Waits for a checkpoint that is newer than `before`."""
-    end = time.monotonic() + SECONDS
-    while newest(folder) <= before:
-        assert time.monotonic() < end, "no checkpoint came"
-        time.sleep(0.005)
+    wait_for(lambda: newest(folder) > before, SECONDS)
 
 
 def test_fifty_kills_of_one_process_leave_the_run_as_it_would_have_been(images: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from openjepa.training.loop import train
 from tests.helpers.images import write_folder
 from tests.helpers.processes import in_clean_process
 from tests.helpers.small_runs import small_config
+from tests.helpers.waiting import wait_for
 
 SYSTEM = SystemSettings(workers=0, log_every=1, progress="none", threads=1)
 NETWORKS = ("encoder", "predictor", "encoder_initial")
@@ -48,12 +49,12 @@ def left_alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[b
 
 def wait_for_step(run: Path, step: int, process: BaseProcess) -> None:
     metrics = run / "metrics.jsonl"
-    for _ in range(6000):
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
+
+    def is_reached() -> bool:
         assert process.is_alive(), f"ended with {process.exitcode} before step {step}"
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} was not reached in a minute")
+        return metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+    wait_for(is_reached, 120)
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, (3, 7)), (2, (6,))])

@@ -3,9 +3,9 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from openjepa.types import Batch, LossOutput
 from tests.helpers.images import write_folder
 from tests.helpers.ranks import SECONDS, on_ranks, start_ranks
 from tests.helpers.small_runs import lines, small_config, weights
+from tests.helpers.waiting import wait_for
 
 STEPS = 24
 LONG = 100_000
@@ -58,22 +59,20 @@ def run(images: Path, output: Path, steps: int, timeout: float = 60.0) -> RunCon
     return replace(config, monitor=monitor, parallel=replace(config.parallel, timeout_seconds=timeout))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "nothing came"
-        time.sleep(0.02)
-
-
-def started(processes: int, tmp_path: Path, config: RunConfig) -> list:  # type: ignore[type-arg]
+def started(processes: int, tmp_path: Path, config: RunConfig) -> list[Any]:
     """Processes of a run that has taken some steps."""
     ranks = start_ranks(processes, tmp_path / "output", outcome, config)
     log = Path(config.run.output) / "run" / "metrics.jsonl"
-    wait_for(lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
+
+    def are_training() -> bool:
+        assert all(process.is_alive() for process in ranks), "a process has ended"
+        return log.is_file() and len(log.read_text().splitlines()) > 3
+
+    wait_for(are_training, SECONDS)
     return ranks
 
 
-def results(ranks: list, tmp_path: Path) -> list[tuple[str, object]]:  # type: ignore[type-arg]
+def results(ranks: list[Any], tmp_path: Path) -> list[tuple[str, Any]]:
     for process in ranks:
         process.join(SECONDS)
         assert not process.is_alive(), "a process hangs"
@@ -91,9 +90,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(images: Path, tmp
     begun = time.monotonic()
     os.kill(ranks[1].pid, getattr(signal, name))
     found = results(ranks, tmp_path)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert found[0] == found[1] and found[0][0] == "interrupted"
-    exit_code, words = found[0][1]  # type: ignore[misc]
+    exit_code, words = found[0][1]
     (last,) = sorted((tmp_path / "run" / "checkpoints").glob("step_*"))[-1:]
     assert exit_code == code and f"after step {int(last.name.removeprefix('step_'))};" in words
     assert lines(tmp_path / "run", "train")[-1]["step"] <= int(last.name.removeprefix("step_"))
@@ -124,7 +123,7 @@ def stopped(config: RunConfig, step: int) -> None:
         if kind == "train" and number == step and distributed.is_main():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.RunLog.write = write_and_signal  # type: ignore[method-assign,assignment]
+    loop.RunLog.write = write_and_signal  # type: ignore[method-assign,assignment]  # as above
     outcome(config)
 
 
@@ -143,23 +142,22 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_its_samples_are_
 def test_the_end_of_one_process_ends_the_others_with_the_reason(images: Path, tmp_path: Path) -> None:
     ranks = started(2, tmp_path, run(images, tmp_path, LONG))
     os.kill(ranks[1].pid, signal.SIGKILL)
-    ranks[0].join(30)
+    ranks[0].join(60)
     assert not ranks[0].is_alive()
     kind, words = torch.load(tmp_path / "output" / "rank0.pt", weights_only=False)
     assert kind == "refused" and "process 0 waited for the others in " in words and "ended or cannot be reached" in words
 
 
 def test_a_process_that_hangs_ends_the_others_within_the_time_limit(images: Path, tmp_path: Path) -> None:
-    ranks = started(2, tmp_path, run(images, tmp_path, LONG, timeout=4.0))
+    ranks = started(2, tmp_path, run(images, tmp_path, LONG, timeout=20.0))
     os.kill(ranks[1].pid, signal.SIGSTOP)
-    begun = time.monotonic()
-    ranks[0].join(40)
+    ranks[0].join(60)
     hung = ranks[0].is_alive()
     ranks[1].kill()
     ranks[1].join()
-    assert not hung and time.monotonic() - begun < 30
+    assert not hung
     kind, words = torch.load(tmp_path / "output" / "rank0.pt", weights_only=False)
-    assert kind == "refused" and "did not come within 4 s (parallel.timeout_seconds)" in words
+    assert kind == "refused" and "did not come within 20 s (parallel.timeout_seconds)" in words
     assert "waited for the others in forward and gradients of step" in words or "the decision after step" in words
 
 

@@ -78,7 +78,7 @@ def test_after_a_killed_process_all_start_again_and_the_run_is_the_undisturbed_o
     kills = []
     with torchrun(config, tmp_path / "out.log", "--standalone", "--max-restarts", "2", words=words) as agent:
         for least in (5, 12):  # lines of the log, of which there are 20
-            wait_until(lambda least=least: steps_logged(folder) >= least and len(agent.workers()) == 2, agent)  # type: ignore[misc]
+            wait_until(lambda least=least: steps_logged(folder) >= least and len(agent.workers()) == 2, agent)  # type: ignore[misc]  # mypy infers no lambda with a default
             kills.append(3 * steps_logged(folder))
             os.kill(agent.workers()[rank], signal.SIGKILL)
         code = agent.ended()

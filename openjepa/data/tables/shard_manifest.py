@@ -5,7 +5,6 @@ command continues where it was stopped. It is also the lock that keeps a second 
 """
 
 import csv
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,7 +20,7 @@ from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.data.tables.pack_plan import PackPlan
 from openjepa.refusals import Refusal, few
 from openjepa.system.console import progress
-from openjepa.system.shared_files import UNFINISHED, take, whole_file
+from openjepa.system.shared_files import UNFINISHED, file_digest, take, whole_file
 
 MANIFEST_FILE = "manifest.json"
 LEFT_OUT_FILE = "left-out.csv"
@@ -173,11 +172,9 @@ def claimed_journal(output: Path, plan: PackPlan) -> Iterator[Journal]:
     Raises Refusal if another process is packing into the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
-    claim = take(output / UNFINISHED_PACK)
+    claim = take(output / UNFINISHED_PACK, forked=False)
     if claim is None:
         raise Refusal(f"another process is packing into {output}: wait for it, or choose another --output")
-    # forked workers would keep the lock after this process is killed
-    os.register_at_fork(after_in_child=claim.leave)
     try:
         for left in output.glob(f".*.{UNFINISHED}"):
             left.unlink()
@@ -191,8 +188,7 @@ def claimed_journal(output: Path, plan: PackPlan) -> Iterator[Journal]:
 
 def digest_of(file: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_digest(file, "sha256")
 
 
 def compare(output: Path, workers: int) -> ShardManifest:

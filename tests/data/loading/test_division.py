@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,10 +91,12 @@ def rows(batch: Batch) -> Iterator[Row]:
         yield (sample, label, *drawn, *(view[:, row].numpy().tobytes() for view in batch.views.values()))
 
 
-def divided(data: ListSource | ShardSource, micro: int, world: int, num_steps: int, group: int | None = 4, **how: object):  # type: ignore[no-untyped-def]
+def divided(
+    data: ListSource | ShardSource, micro: int, world: int, num_steps: int, group: int | None = 4, **how: Any
+) -> tuple[list[list[Row]], list[LoaderPosition]]:
     """The images of each step, over all processes, in the order of the slots; and where each step ends."""
     plans = [BatchPlan(BATCH, micro, rank, world, group_size=group) for rank in range(world)]
-    ranks = [batches_of(data, plan, num_steps, **how) for plan in plans]  # type: ignore[arg-type]
+    ranks = [batches_of(data, plan, num_steps, **how) for plan in plans]
     waves = list(chain.from_iterable(zip(*ranks, strict=True)))
     per_step = BATCH // micro
     steps = [list(chain.from_iterable(map(rows, waves[i : i + per_step]))) for i in range(0, len(waves), per_step)]

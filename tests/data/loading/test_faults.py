@@ -31,7 +31,7 @@ from tests.helpers.tables import offline as offline
 from tests.helpers.tables import png, pq, write_parquet, write_tar
 
 pytestmark = pytest.mark.usefixtures("offline")
-QUICK = Patience(seconds=0.1, pauses=(0.0, 0.0, 0.0))
+NO_PAUSES = (0.0, 0.0, 0.0)
 PLAN = BatchPlan(4, 4)
 
 
@@ -40,10 +40,11 @@ def images(tmp_path: Path) -> ListSource:
     return opened(write_folder(tmp_path / "images", 40, 20, classes=False))
 
 
-def loader_of(source: ListSource | ShardSource, workers: int = 0, window: int = 1) -> TrainingLoader:
+def loader_of(source: ListSource | ShardSource, workers: int = 0, window: int = 1, seconds: float = 30.0) -> TrainingLoader:
+    """`seconds` is the time limit of a read, far above what one takes on a slow machine."""
     settings = HuggingFaceSettings(image_size=16, window=window)
     loader = TrainingLoader(source, settings, INPUTS, RecordingSampler(), PLAN, SEED, workers, CPU)
-    loader._reader = replace(loader._reader, patience=replace(QUICK))
+    loader._reader = replace(loader._reader, patience=Patience(seconds, NO_PAUSES))
     return loader
 
 
@@ -68,30 +69,29 @@ def skipped_in(batches: list[Batch]) -> dict[str, str]:
 
 
 def send(number: signal.Signals) -> None:
-    """Sends a signal to one of the workers, and waits while it has its effect: this process goes on undisturbed."""
+    """Sends a signal to one of the workers, and waits until it has its effect: this process goes on undisturbed."""
     worker = multiprocessing.active_children()[0]
     assert worker.pid is not None
     os.kill(worker.pid, number)
-    time.sleep(0.2)
+    if number == signal.SIGSTOP:
+        os.waitpid(worker.pid, os.WUNTRACED)
+    else:
+        worker.join()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "WATCH_SECONDS", 0.2)
-    monkeypatch.setattr(workers_module, "HANG_SECONDS", 1.0)
-
-
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("number", "words"),
     [
         (signal.SIGKILL, r"a data worker was ended by SIGKILL, probably because the memory was full: fewer system.workers"),
-        (signal.SIGSTOP, r"the data workers have given no result for 1 s"),
+        (signal.SIGSTOP, r"the data workers have given no result for 5 s"),
     ],
 )
 def test_workers_that_are_killed_or_hang_start_again_with_the_same_batches(
-    images: ListSource, number: signal.Signals, words: str
+    images: ListSource, number: signal.Signals, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if number == signal.SIGSTOP:  # longer than workers take to start
+        monkeypatch.setattr(workers_module, "WATCH_SECONDS", 0.2)
+        monkeypatch.setattr(workers_module, "HANG_SECONDS", 5.0)
     whole = load(images, 20, plan=PLAN)
     with pytest.warns(UserWarning, match=words + r".* step \d+: .*png.*start again with the same tasks") as said:
         assert same(with_fault(loader_of(images, workers=2), 20, lambda: send(number), after=3), whole)
@@ -140,7 +140,6 @@ def fail(task: int) -> int:
     raise RuntimeError(f"task {task} has a mistake")
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_mistake_in_a_worker_is_no_reason_to_start_again() -> None:
     with pytest.raises(RuntimeError, match="task 0 has a mistake"):
         list(workers_module.parallel_map(fail, range(3), 1))
@@ -184,12 +183,11 @@ def test_a_read_without_an_answer_is_given_up_by_name(images: ListSource, tmp_pa
         file.unlink()
         os.mkfifo(file)
 
-    loader = loader_of(images)
+    loader = loader_of(images, seconds=0.5)
     batches = with_fault(loader, 6, stall)
-    assert skipped_in(batches) == {file.name: "reading it gave no answer for 0.1 s, 2 times"}
+    assert skipped_in(batches) == {file.name: "reading it gave no answer for 0.5 s, 2 times"}
     assert loader.reads_repeated == 1
-    for _ in range(2):
-        os.close(os.open(file, os.O_WRONLY))  # the abandoned reads end
+    os.close(os.open(file, os.O_RDWR))  # lets the abandoned reads end, and waits for no reader
 
 
 class FailingSource(ListSource):

@@ -1,5 +1,6 @@
 """Tars and Parquet files in object stores: the same records as on disk, copied once, whatever the store does meanwhile."""
 
+import multiprocessing
 import shutil
 import threading
 import time
@@ -34,8 +35,8 @@ class Flaky(MemoryFileSystem):
 
     protocol = "flaky"
     store: dict[str, Any] = {}  # noqa: RUF012 (as its parent has it)
-    pseudo_dirs = [""]  # noqa: RUF012
-    faults: list[Any] = []  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012 (as its parent has it)
+    faults: list[Any] = []  # noqa: RUF012 (set by each test)
     num_requests = 0
 
     @classmethod
@@ -65,11 +66,16 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         store = fsspec.filesystem(protocol)
         for file in folder.iterdir():
             store.pipe(f"/bucket/shards/{file.name}", file.read_bytes())
-    monkeypatch.setattr(object_stores, "Patience", partial(Patience, seconds=0.3, pauses=(0.0, 0.0, 0.0)))
+    wait_at_most(30.0, monkeypatch)
     yield folder
     for cls in (MemoryFileSystem, Flaky):
         cls.store.clear()
         cls.pseudo_dirs[:] = [""]
+
+
+def wait_at_most(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets the time limit of an answer."""
+    monkeypatch.setattr(object_stores, "Patience", partial(Patience, seconds=seconds, pauses=(0.0, 0.0, 0.0)))
 
 
 def copies(tmp_path: Path) -> list[str]:
@@ -130,14 +136,17 @@ def test_a_copy_is_made_once_and_again_if_the_file_changes(shards: Path, tmp_pat
 
 def test_processes_share_a_copy(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tmp_path / "asked"
+    all_miss_it = multiprocessing.get_context("fork").Barrier(3, timeout=60)
 
     def slow(store: Flaky, path: str, **options: Any) -> bytes:
         with asked.open("a") as file:
             file.write(f"{path}\n")
         time.sleep(0.2)
-        return MemoryFileSystem.cat_file(store, path, **options)  # type: ignore[no-any-return]
+        data: bytes = MemoryFileSystem.cat_file(store, path, **options)
+        return data
 
     monkeypatch.setattr(Flaky, "cat_file", slow)
+    monkeypatch.setattr(object_stores, "_make_room", lambda needed: all_miss_it.wait())  # what comes before a copy is made
     processes = [in_process(lambda: object_stores.on_disk(f"flaky://bucket/shards/{SHARD}")) for _ in range(3)]
     for process in processes:
         process.join()
@@ -148,23 +157,30 @@ def test_processes_share_a_copy(shards: Path, tmp_path: Path, monkeypatch: pytes
 # ----------------------------------------------------------------------------------------------------------------------- faults
 
 
-def test_errors_stalls_and_short_answers_are_repeated(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_stalls_and_short_answers_are_repeated(
+    shards: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = (shards / SHARD).read_bytes()
     Flaky.faults = [RuntimeError("the package's own kind"), ConnectionResetError(104, "reset"), "short"]
     assert object_stores.on_disk(f"flaky://bucket/shards/{SHARD}").read_bytes() == wanted
     assert f"flaky://bucket/shards/{SHARD} answered after 3 repetitions" in caplog.text
     caplog.clear()
+    wait_at_most(1.0, monkeypatch)
     Flaky.faults = ["stall"]
     other = SHARD.replace("00000-", "00001-")
     assert object_stores.on_disk(f"flaky://bucket/shards/{other}").read_bytes() == (shards / other).read_bytes()
     assert "answered after 1 repetitions" in caplog.text
 
 
-def test_a_store_that_stays_away_is_named_with_the_number_of_tries(shards: Path, tmp_path: Path) -> None:
+def test_a_store_that_stays_away_is_named_with_the_number_of_tries(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"flaky://bucket/shards/{SHARD}"
+    wait_at_most(1.0, monkeypatch)
     Flaky.faults = ["stall"] * 9
-    with pytest.raises(OSError, match=rf"{url} gave no answer \(reading it gave no answer for 0.3 s, 2 times\), 2 tries"):
+    with pytest.raises(OSError, match=rf"{url} gave no answer \(reading it gave no answer for 1 s, 2 times\), 2 tries"):
         object_stores.on_disk(url)
+    wait_at_most(30.0, monkeypatch)
     Flaky.faults = [RuntimeError("down")] * 9
     with pytest.raises(OSError, match=rf"{url} gave no answer \(RuntimeError: down\), 4 tries"):
         object_stores.on_disk(url)

@@ -26,6 +26,7 @@ from openjepa.system.shared_files import take
 from tests.helpers.embedding import SETTINGS, digests, embed, save_encoder, slowed, stopped, uninterrupted, write_images
 from tests.helpers.processes import in_process
 from tests.helpers.ranks import on_ranks
+from tests.helpers.waiting import wait_for
 
 NUM_PARTS = 6
 
@@ -159,14 +160,12 @@ def test_parts_of_a_killed_process_are_taken_over_by_one_that_waits(
 ) -> None:
     output = tmp_path / "x.npy"
     first = in_process(slowed(partial(embed, encoder, images, output, part_images=8), 1000))  # holds its first part for ever
-    while not list((tmp_path / "x.npy.parts").glob("*.json")):
-        time.sleep(0.005)
+    wait_for(lambda: list((tmp_path / "x.npy.parts").glob("*.json")), 60)
     held = take(tmp_path / "x.npy.parts" / ".claims" / "000001")  # another part that somebody has
     assert held is not None
     second = in_process(partial(embed, encoder, images, output))
     parts = PartsFolder(output)
-    while len(parts.done()) < NUM_PARTS - 1:
-        time.sleep(0.005)
+    wait_for(lambda: len(parts.done()) == NUM_PARTS - 1, 60)
     time.sleep(0.05)
     assert second.is_alive() and not output.exists()  # it waits for the part that is held
     held.release()

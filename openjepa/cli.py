@@ -157,5 +157,5 @@ def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
     if len(names) == len(COMMANDS):
         return USAGE.format(version=openjepa.__version__, commands=lines)
     group = f"openjepa {names[0].partition(' ')[0]}"
-    explained = f"{group} COMMAND --help explains a command, --help-all every setting of it."
+    explained = f"{group} COMMAND --help explains a command, --help-all every setting."
     return f"usage: {group} COMMAND [OPTIONS]\n\n{lines}\n\n{explained}"

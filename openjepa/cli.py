@@ -152,6 +152,10 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def usage(names: Sequence[str] = tuple(COMMANDS)) -> str:
-    """The help of `openjepa`. `names`: the commands to list; for a group of them, only their lines are returned."""
+    """The help of `openjepa`. `names`: the commands to list; for a group of them, no examples."""
     lines = "\n".join(f"  {name:<14}{COMMANDS[name]}" for name in names)
-    return USAGE.format(version=openjepa.__version__, commands=lines) if len(names) == len(COMMANDS) else lines
+    if len(names) == len(COMMANDS):
+        return USAGE.format(version=openjepa.__version__, commands=lines)
+    group = f"openjepa {names[0].partition(' ')[0]}"
+    explained = f"{group} COMMAND --help explains a command, --help-all every setting."
+    return f"usage: {group} COMMAND [OPTIONS]\n\n{lines}\n\n{explained}"

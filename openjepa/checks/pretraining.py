@@ -201,5 +201,9 @@ def _check_source(config: RunConfig) -> None:
     if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
         example = "--data.path ~/photos" if isinstance(data, FolderSettings) else "--data.path owner/name"
         raise Refusal(f"data.path is empty: say where the images are, e.g. {example}")
-    if isinstance(data, HuggingFaceSettings) and data.streaming and config.optim.total_steps is None:
+    if not isinstance(data, HuggingFaceSettings) or not data.streaming:
+        return
+    if config.optim.total_steps is None:
         raise Refusal("data.streaming=True needs optim.total_steps: the length of a stream is not known")
+    if data.cache != "none":
+        raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")

@@ -40,12 +40,13 @@ def launch_slurm(argv: Sequence[str], prog: str) -> None:
     own += [word for word in argv if is_help([word])]
     settings = parse(SlurmSettings, own, prog, LAUNCH_HELP, SlurmSettings(), common=LAUNCH_COMMON)
     settings.check()
-    _refuse_unknown(words, prog)
+    _refuse_unknown(words, argv, prog)
     from openjepa.engine.run_folder import run_path
     from openjepa.experiments.slurm import SlurmRun, job_script, plain_name, submit, variations
 
     base, runs = _parsed(words), list[SlurmRun]()
     usual = run_path(base).name
+    _refuse_short(settings.array, base)
     for changes in variations(settings, usual):
         config = _parsed([*words, *changes])
         check(config, settings.nodes * settings.processes(), is_model_known=config.run.init is None)
@@ -71,11 +72,25 @@ def _parsed(words: Sequence[str]) -> RunConfig:
     return config
 
 
-def _refuse_unknown(words: Sequence[str], prog: str) -> None:
+def _refuse_short(array: Sequence[str], base: RunConfig) -> None:
+    """Raises Refusal for an entry of --array that names a setting without its group, such as lr=3, and names the whole."""
+    known = [option.name for option in options_of(RunConfig, base)]
+    for word in (word for entry in array for word in entry.split() if "=" in word):
+        name = word.partition("=")[0]
+        if "." not in name and not name.startswith("-") and normalized(f"--{name}") not in {*known, *SHORT}:
+            whole = [item for item in known if item.rpartition(".")[2] == normalized(f"--{name}")]
+            hint = f"did you mean {' or '.join(whole)}?" if whole else "write it with its group, e.g. optim.lr=1e-3"
+            raise Refusal(f"--array {word}: no setting is called {name}; {hint}")
+
+
+def _refuse_unknown(words: Sequence[str], argv: Sequence[str], prog: str) -> None:
     """Raises Refusal for an option without a dot that neither command has, and names the nearest of both."""
     known = {option.flag() for cls in (SlurmSettings, TrainOptions) for option in options_of(cls) if not option.metavar}
     names = {normalized(name) for name in known} | set(SHORT)
     for word in words:
         name = word.partition("=")[0]
         if word.startswith("--") and "." not in name and normalized(word) not in names:
+            before = [item for item in argv[: argv.index(word)] if item.startswith("--")][-1:]
+            if before == ["--sbatch"]:
+                raise Refusal(f"--sbatch {word} must be written without its dashes: --sbatch {word.removeprefix('--')}")
             raise Refusal(f"unknown option {name}: {nearest_names(name, sorted(known))} (see {prog} --help)")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from openjepa.commands.parsing.arguments import Unprefixed
 from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_run
+from openjepa.refusals import Refusal
 from openjepa.settings.experiments import PlanSettings
 from openjepa.settings.fields import as_option, check_ranges
 
@@ -36,6 +37,9 @@ def plan(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa plan`: plans a run."""
     config, options = parse_run(PlanOptions, argv, prog, PLAN_HELP, common=PLAN_COMMON)
     check_ranges(options.plan, said=as_option)
+    if len(options.plan.bandwidth) not in (0, 2):
+        given = " ".join(f"{value:g}" for value in options.plan.bandwidth)
+        raise Refusal(f"--bandwidth {given} must be two numbers, within a node and to other nodes, e.g. --bandwidth 450 50")
     from openjepa.experiments.plan_tables import plan_as_json, print_run_plan
     from openjepa.experiments.run_plan import make_run_plan
     from openjepa.training.init import settled

@@ -36,7 +36,7 @@ from openjepa.settings.run import (
     RunSettings,
     SystemSettings,
 )
-from openjepa.settings.sources import DataSettings, FolderSettings
+from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
 from openjepa.system.console import absent, command, hub_name
 
 TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
@@ -194,7 +194,14 @@ def parse_run(
     config = without_overruled(select_components(start, argv), given_settings(argv))
     defaults = options_type(**{name: getattr(config, name) for name in _GROUPS})
     options = parse(options_type, argv, prog, description, defaults, details, common)
+    options = replace(options, data=_uncached_stream(options.data, given_settings(argv)))
     return replace(start, **{name: getattr(options, name) for name in _GROUPS}), options
+
+
+def _uncached_stream(data: DataSettings, given: Set[str]) -> DataSettings:
+    """`data` without its cache, which no stream can have, if `given` has `data.streaming` but not `data.cache`."""
+    is_stream = isinstance(data, HuggingFaceSettings) and data.streaming
+    return replace(data, cache="none") if is_stream and "data.streaming" in given and "data.cache" not in given else data
 
 
 def with_long_names(argv: Sequence[str]) -> list[str]:

@@ -117,9 +117,11 @@ def _jpeg_size(data: bytes, header: image_formats.JpegHeader) -> tuple[int, int,
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (KeyError, ValueError) as error:
-        if header.channels not in (1, 3, 4):
+        if header.channels not in (0, 1, 3, 4):  # 0: no frame was found
             raise DecodeError(f"JPEG of {header.channels} channels, which cannot be read") from error
-        raise DecodeError(f"damaged JPEG header: {error}", "damaged JPEG header") from error
+        # a KeyError has only the number that stands for unknown colors
+        why = error if isinstance(error, ValueError) else "size and colors cannot be read"
+        raise DecodeError(f"damaged JPEG header: {why}", "damaged JPEG header") from error
     _check_size(width, height)
     if header.frame in image_formats.LOSSLESS and colorspace not in ("RGB", "Gray"):
         raise DecodeError(f"lossless JPEG in {colorspace}, which cannot be read: save it as RGB or gray")

@@ -204,7 +204,7 @@ def explain_lost(timeout_seconds: float) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        words = str(error) or type(error).__name__
+        words = str(error)
         if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
             raise
         is_late = ("imed out" in words or "imeout" in words) and "refused" not in words

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openjepa.config import number, readable, readable_object
+from openjepa.engine.checkpoint_files import newest_first
 from openjepa.records import Summary, read_summary
 from openjepa.refusals import Refusal
 from openjepa.system.console import absent, format_count, format_seconds, plain_console
@@ -100,7 +101,7 @@ class _Log:
 def list_runs(folder: Path) -> list[RunState]:
     """The states of all runs in and below `folder`, by name. Raises Refusal if there is no such folder."""
     if not folder.is_dir():
-        raise Refusal(f"FOLDER={folder} {'is no folder' if folder.exists() else absent(folder, hub=False)}")
+        raise Refusal(f"FOLDER={folder} {'is no folder' if folder.exists() else absent(folder, hub=False, files=False)}")
     now = _now(folder)
     return [run_state(path, folder, now) for path in _runs(folder, DEEPEST)]
 
@@ -133,11 +134,15 @@ def run_state(path: Path, below: Path, now: float) -> RunState:
     damaged: list[str] = []
     config, summary = _config(path, damaged), _summary(path, damaged)
     log = _log(path / "metrics.jsonl", now)
-    if log.is_damaged:
-        damaged.append("metrics.jsonl")
-    state, reason = _judged(summary, log, is_taken(path / ".lock"))
+    saved_step, checkpoint_age = _newest_checkpoint(path / "checkpoints", now)
     last = log.lines[-1] if log.lines else {}
-    step = int(last.get("step", summary.step or 0))
+    step = int(last.get("step", summary.step or saved_step))
+    is_locked = is_taken(path / ".lock")
+    if log.is_damaged or (step and not log.lines and not is_locked):  # a run that has taken steps has logged them
+        damaged.append("metrics.jsonl")
+    state, reason = _judged(summary, log, is_locked)
+    if is_locked is False and ((state == "never started" and step) or (state == "alive" and "summary.json" in damaged)):
+        state, reason = "interrupted", "no process holds its lock"
     total = summary.total_steps or _total_steps(config)
     seconds = log.pace()[0] if log.lines else float("inf")
     left = max(0, total - step) * seconds if total and seconds < float("inf") else None
@@ -154,7 +159,7 @@ def run_state(path: Path, below: Path, now: float) -> RunState:
         processes=summary.processes,
         loss=number(last.get("loss")),
         step_age=log.age,
-        checkpoint_age=_checkpoint_age(path / "checkpoints", now),
+        checkpoint_age=checkpoint_age,
         damaged=tuple(damaged),
     )
 
@@ -211,8 +216,9 @@ def _log(path: Path, now: float) -> _Log:
         return _Log()
     except OSError:
         return _Log(is_damaged=True)
-    lines, is_damaged = list[dict[str, Any]](), False
-    for row in map(readable, filter(None, reversed(text.rpartition("\n")[0].split("\n")[bool(start) :]))):
+    whole, _, cut = text.rpartition("\n")
+    lines, is_damaged = list[dict[str, Any]](), bool(cut) and not cut.startswith("{")
+    for row in map(readable, filter(None, reversed(whole.split("\n")[bool(start) :]))):
         is_damaged = is_damaged or row is None
         if row is not None and row.get("kind") == "train" and _is_timed(row):
             lines.insert(0, row)
@@ -225,12 +231,15 @@ def _is_timed(row: dict[str, Any]) -> bool:
     return all(number(row.get(name)) is not None for name in ("step", "seconds"))
 
 
-def _checkpoint_age(folder: Path, now: float) -> float | None:
+def _newest_checkpoint(folder: Path, now: float) -> tuple[int, float | None]:
+    """The step of the last checkpoint and its age; 0 and None if there is none that can be seen."""
     try:
-        dates = [path.stat().st_mtime for path in folder.glob("step_*")]
+        saved = newest_first(folder)
+        dates = [path.stat().st_mtime for path in saved]
     except OSError:
-        return None
-    return max(0.0, now - max(dates)) if dates else None
+        return 0, None
+    steps = [int(digits) for digits in (path.name.removeprefix("step_") for path in saved) if digits.isdecimal()]
+    return max(steps, default=0), max(0.0, now - max(dates)) if dates else None
 
 
 def _total_steps(config: dict[str, Any]) -> int | None:

@@ -39,7 +39,7 @@ def print_run_plan(plan: RunPlan) -> None:
     console.print(table)
     for column in plan.columns:
         if column.problem is not None:
-            console.print(f"{column.gpus} GPUs: {column.problem}", soft_wrap=True)
+            console.print(column.refusal(), soft_wrap=True)
 
 
 def _about(run: WholeRun) -> list[str]:
@@ -94,7 +94,7 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
             "time of a step, in ms",
             [
                 *((name, _milliseconds(name)) for name in ("compute", "optimizer", "communication", "waiting")),
-                ("all", lambda column: f"{1000 * column.step_seconds:.1f}"),
+                ("all", lambda column: _in_ms(column.step_seconds)),
                 ("efficiency", lambda column: f"{column.efficiency:.0%}"),
                 ("utilization of the peak", lambda column: f"{column.mfu:.0%}"),
             ],
@@ -105,9 +105,12 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
                 ("images/s", lambda column: f"{column.images_per_second:,.0f}"),
                 ("CPU cores that make the views", lambda column: f"{math.ceil(column.decoding_cores):,}"),
                 ("  on each node", lambda column: f"{math.ceil(column.decoding_cores / column.nodes):,}"),
-                ("hours", lambda column: f"{column.hours:,.1f}"),
+                ("hours", lambda column: _in_hours(column.hours)),
                 *([("  at the pace of the paper", _at_paper_pace)] if has_pace else []),
-                ("GPU hours", lambda column: f"{column.gpu_hours:,.0f}"),
+                (
+                    "GPU hours",
+                    lambda column: f"{column.gpu_hours:,.0f}" if column.gpu_hours >= 10 else _in_hours(column.gpu_hours),
+                ),
             ],
         ),
     ]
@@ -121,7 +124,7 @@ def _way(strategy: str, recompute: bool, column: GpuColumn) -> str:
     found = next((way for way in column.ways if (way.strategy, way.recompute) == (strategy, recompute)), None)
     if found is None:
         return "-"
-    return "does not fit" if found.microbatch is None else f"{found.microbatch}, {found.hours:,.1f}"
+    return "does not fit" if found.microbatch is None else f"{found.microbatch}, {_in_hours(found.hours or 0)}"
 
 
 def _memory(part: str) -> Shown:
@@ -129,8 +132,20 @@ def _memory(part: str) -> Shown:
 
 
 def _milliseconds(part: str) -> Shown:
-    return lambda column: f"{1000 * getattr(column.step, part):.1f}"
+    return lambda column: _in_ms(getattr(column.step, part))
 
 
 def _at_paper_pace(column: GpuColumn) -> str:
-    return f"{column.hours_at_paper_pace or 0:,.1f}"
+    return "" if column.hours_at_paper_pace is None else _in_hours(column.hours_at_paper_pace)
+
+
+def _in_ms(seconds: float) -> str:
+    """Milliseconds with one digit after the point; below one, with two digits that are not zeros in front."""
+    return f"{1000 * seconds:.1f}" if seconds == 0 or seconds >= 1e-3 else f"{1000 * seconds:.2g}"
+
+
+def _in_hours(hours: float) -> str:
+    """Hours with one digit after the point; minutes or seconds, with their unit, if it is less than one hour."""
+    if hours >= 1:
+        return f"{hours:,.1f}"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"

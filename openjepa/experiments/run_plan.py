@@ -53,16 +53,16 @@ class WholeRun:
     """Share of the GPU's peak that a step is expected to reach without waiting."""
     trained_weights: int
     target_weights: int
-    flops: dict[str, float]
+    flops: dict[str, int]
     """FLOPs of the forward of one image, by part."""
-    step_flops: float
+    step_flops: int
     """FLOPs of one image in a step."""
     batch_size: int
     images: int | None
     """Training images; None if they are not known."""
     epochs: float | None
     steps: int
-    total_flops: float
+    total_flops: int
     checkpoint_bytes: int
     disk_bytes: int
     """Checkpoints that a run keeps, the one that it writes, and its exports."""
@@ -113,8 +113,14 @@ class GpuColumn:
     """CPU cores that make the views of these images, on all nodes together."""
     hours: float = 0.0
     hours_at_paper_pace: float | None = None
-    """Hours if the steps are as slow as those of the I-JEPA paper can have been. None if the user says the MFU."""
+    """Hours if the steps are as slow as those of the I-JEPA paper can have been. None if the
+    user says the MFU, and for small recipes."""
     gpu_hours: float = 0.0
+
+    def refusal(self) -> str:
+        """The problem, beginning with the number of GPUs."""
+        number, problem = f"{self.gpus} GPU{'s' * (self.gpus > 1)}", self.problem or ""
+        return problem if problem.startswith(number) else f"{number}: {problem}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,9 @@ def make_run_plan(config: RunConfig, settings: PlanSettings) -> RunPlan:
     config = _without_images(config)
     precision = _usable_precision(config.run.precision, gpu)
     check(config)
+    undivided = [division_problem(config.optim.batch_size, number, called="GPUs") for number in settings.gpus]
+    if all(undivided):  # said before the costs are counted, which takes long
+        raise Refusal("; ".join(undivided))
     steps, per_epoch = length_of(resolve(config).optim, images)
     whole = resolve(config, steps)
     view = default_view(whole.data)
@@ -145,14 +154,15 @@ def make_run_plan(config: RunConfig, settings: PlanSettings) -> RunPlan:
     planner = _Planner(config, settings, costs, run, gpu)
     columns = tuple(planner.column(number) for number in dict.fromkeys(settings.gpus))
     if all(column.problem for column in columns):
-        raise Refusal("; ".join(f"{column.gpus} GPUs: {column.problem}" for column in columns))
+        raise Refusal("; ".join(column.refusal() for column in columns))
     return RunPlan(run, columns)
 
 
 def _known_gpu(name: str) -> Gpu:
     if name not in GPUS:
         raise Refusal(
-            f"--gpu {name} is unknown: {nearest_names(name, GPUS)}; or the nearest of them with --mfu and --bandwidth"
+            f"--gpu {name} is not in the list; take the one that is most like it, with --mfu and --bandwidth: "
+            f"{nearest_names(name, GPUS)}"
         )
     return GPUS[name]
 
@@ -179,9 +189,10 @@ def _training_images(config: RunConfig, settings: PlanSettings) -> int | None:
         return count_images(open_splits(config.data, config.run.seed).train)
     home = RECIPES[config.recipe].data if config.recipe in RECIPES else ""
     known = next((item.num_train for item in BENCHMARKS.values() if Path(home).name in item.folders), None)
+    if known is None and path:
+        raise Refusal(f"data.path={path} is not there; give --images N")
     if known is None and config.optim.total_steps is None:
-        missing = f"data.path={path} is not here" if path else "data.path is empty"
-        raise Refusal(f"{missing}, and the length of the run follows from the number of images: give --images N")
+        raise Refusal("data.path is empty, and the length of the run follows from the number of images: give --images N")
     return known
 
 
@@ -202,13 +213,13 @@ def _planned(
         mfu=mfu,
         trained_weights=trained,
         target_weights=average,
-        flops=dict(costs.flops),
-        step_flops=costs.step_flops,
+        flops={name: round(value) for name, value in costs.flops.items()},
+        step_flops=round(costs.step_flops),
         batch_size=config.optim.batch_size,
         images=images,
         epochs=None if images is None else steps / per_epoch,
         steps=steps,
-        total_flops=costs.step_flops * config.optim.batch_size * steps,
+        total_flops=round(costs.step_flops) * config.optim.batch_size * steps,
         checkpoint_bytes=checkpoint,
         disk_bytes=kept * checkpoint + 2 * 4 * trained,
     )
@@ -244,7 +255,7 @@ class _Planner:
 
     def _machines(self, number: int) -> Machines:
         within, between = self.gpu.link, self.gpu.network
-        if self.settings.bandwidth is not None:
+        if self.settings.bandwidth:
             within, between = (1e9 * value for value in self.settings.bandwidth)
         return Machines(self.gpu, number, self.settings.gpus_per_node, within, between)
 
@@ -285,7 +296,8 @@ class _Planner:
         memory = memory_parts(self.costs, division, microbatch, GPU_DEVICE)
         sent = sent_bytes(self.costs, division)
         step = self._forecast(machines, division, run.mfu)
-        slower = None if self.settings.mfu else self._forecast(machines, division, PAPER_SHARE * run.mfu)
+        has_pace = not self.settings.mfu and run.recipe in RECIPES and not RECIPES[run.recipe].is_small
+        slower = None if not has_pace else self._forecast(machines, division, PAPER_SHARE * run.mfu)
         images_per_second = run.batch_size / step.total()
         hours = run.steps * step.total() / 3600
         return GpuColumn(

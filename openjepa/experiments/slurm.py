@@ -144,7 +144,7 @@ export MEETING LOGS
 # The steps of a job do not inherit its cores
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # After a signal torchrun kills processes that have not ended in this many seconds: almost all that are left
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={settings.signal_seconds - _KILLED_BEFORE}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={settings.signal_seconds - _KILLED_BEFORE}{_threads(settings)}
 
 # Runs once on every node. Each process writes its own log; the first of each node also writes to the log of the job
 train_on_node() {{
@@ -156,6 +156,14 @@ train_on_node() {{
         -m openjepa train "$@"
 }}
 export -f train_on_node"""
+
+
+def _threads(settings: SlurmSettings) -> str:
+    """Lines that divide the cores of a node over its processes. Empty if GPUs compute, because data workers need the cores."""
+    if settings.gpus_per_node:
+        return ""
+    cores = max(1, settings.cpus() // settings.processes())
+    return f"\n# Cores of each process; torchrun would give it one\nexport OMP_NUM_THREADS={cores}"
 
 
 def submit(settings: SlurmSettings, name: str, script: str) -> str:

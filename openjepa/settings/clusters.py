@@ -18,6 +18,8 @@ _FORMS = {
 """The form that the value of an option must have, as an expression and in words."""
 _WORDS = ("name", "partition", "account", "qos", "constraint", "exclude", "gpu_type", "mail")
 """Options that sbatch reads as one word."""
+_SIGNALS_BEFORE_LIMIT = 2
+"""Least time limit, in times of `signal_seconds`: a shorter job would spend most of its time on starting and saving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,14 @@ class SlurmSettings:
         """Cores of each node."""
         return self.cpus_per_task or CPUS_PER_PROCESS * self.processes()
 
+    def seconds(self) -> int | None:
+        """Time limit in seconds, as Slurm reads `time`. None: no limit of our own, which Slurm also writes as 0."""
+        days, dash, clock = (self.time or "0").rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        hours = parts if dash or len(parts) == 3 else [0, *parts]  # without days, the first of one or two numbers is minutes
+        seconds = sum(part * unit for part, unit in zip([int(days or 0), *hours], (86400, 3600, 60, 1), strict=False))
+        return seconds or None
+
     def check(self) -> None:
         """Raises Refusal if the value of an option is not of the form that sbatch reads."""
         for name, (form, words) in _FORMS.items():
@@ -92,7 +102,13 @@ class SlurmSettings:
         for name in _WORDS:
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[^\s'\"]+", value):
-                raise Refusal(f"--{name.replace('_', '-')} {value!r} must be one word without quotes")
+                raise Refusal(f"--{name.replace('_', '-')} {value!r} must be one word, without blanks and quotes")
+        seconds = self.seconds()
+        if seconds is not None and seconds < _SIGNALS_BEFORE_LIMIT * self.signal_seconds:
+            raise Refusal(
+                f"--time {self.time} is {seconds} s, and training is told to end {self.signal_seconds} s before that "
+                f"(--signal-seconds): give at least {_SIGNALS_BEFORE_LIMIT * self.signal_seconds} s, as minutes or HH:MM:SS"
+            )
         for option in self.sbatch:
             if not re.fullmatch(r"[a-z][a-z-]*(=\S+)?", option):
                 raise Refusal(f"--sbatch {option!r} must be an option of sbatch without its dashes, e.g. reservation=mine")

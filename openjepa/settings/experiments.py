@@ -173,8 +173,8 @@ class PlanSettings:
     """Training images, for the number of steps. None: those in `data.path`, or those of the recipe's data set."""
     mfu: Annotated[float | None, SHARE_ABOVE_0] = None
     """Share of the stated peak that a step reaches on one GPU. None: expected of its bandwidths (docs/planning.md)."""
-    bandwidth: Annotated[tuple[float, float] | None, POSITIVE] = None
-    """GB/s that one GPU sends, within its node and to other nodes. None: those of the usual node of this GPU."""
+    bandwidth: Annotated[tuple[float, ...], POSITIVE] = ()
+    """GB/s that one GPU sends: within its node, then to other nodes. Empty: those of the usual node of this GPU."""
     decode_rate: Annotated[float | None, POSITIVE] = None
     """Images/s whose views one CPU core makes (`openjepa bench data` measures it). None: as measured for the method."""
     json: bool = False

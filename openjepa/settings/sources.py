@@ -85,7 +85,7 @@ class HuggingFaceSettings(DataSettings):
     """Column with labels; for tars a suffix or json.KEY. None: the only class-label column, else `label`, `labels` or `cls` if
     it holds numbers or categories, else no labels."""
     streaming: bool = False
-    """Read shards in order without an index (needs `optim.total_steps`)."""
+    """Read shards in order without an index (needs `optim.total_steps`). On the command line, turns `cache` off."""
     window: Annotated[int, AT_LEAST_1] = 4096
     """Streaming: samples that are shuffled together."""
 
@@ -118,7 +118,7 @@ class PackSettings:
     decode: bool = True
     """Decode every image, to leave out those that training cannot use. Off: faster, and leaves out only unreadable files."""
     max_skipped: Annotated[float, SHARE] = 0.05
-    """Share of a shard's images that may be left out. More of them stop the command."""
+    """Share of a shard's images that may be left out. More of them stop the command, if they are more than 10."""
 
 
 ONLY_TRAINING = {

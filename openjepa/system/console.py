@@ -197,16 +197,16 @@ def hub_name(words: Path | str, one_part: bool = False) -> str | None:
     return None if is_folder else text
 
 
-def absent(words: Path | str, hub: bool = True) -> str:
+def absent(words: Path | str, hub: bool = True, files: bool = True) -> str:
     """The end of an error about a path that does not exist: names the nearest path that exists.
 
-    `hub`: also says how a name on the Hub is written, in case one was meant.
+    `hub`: also says how a name on the Hub is written, in case one was meant. `files`: also names files, not only folders.
     """
     text = str(words)
     path = Path(text).expanduser()
     parent = next((item for item in path.parents if item.is_dir()), Path())
     missing = path.relative_to(parent).parts or ("",)
-    held = sorted(name for name in _held(parent) if not name.startswith("."))
+    held = sorted(name for name in _held(parent) if not name.startswith(".") and (files or (parent / name).is_dir()))
     if near := _alike(missing[0], held, 0.5):
         rest = parent.joinpath(near, *missing[1:])
         hint = f"did you mean {str(rest if rest.exists() else parent / near)!r}?"

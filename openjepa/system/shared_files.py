@@ -184,10 +184,10 @@ def require_space(folder: Path, needed: int, what: str, advice: str = "make room
         raise Refusal(f"{folder}: {what} need {decimal(needed)}, but only {decimal(free)} are free: {advice}")
 
 
-def file_digest(path: Path, algorithm: str) -> str:
-    """The digest of a file in hexadecimal digits. `algorithm`: a name in hashlib; `blake2b` has 16 bytes here."""
+def file_digest(path: Path, name: str) -> str:
+    """The digest of a file in hexadecimal digits. `name`: that of a hash in hashlib; `blake2b` has 16 bytes here."""
     with path.open("rb") as file:
-        made = partial(hashlib.blake2b, digest_size=16) if algorithm == "blake2b" else algorithm
+        made = partial(hashlib.blake2b, digest_size=16) if name == "blake2b" else name
         return hashlib.file_digest(file, made).hexdigest()
 
 

@@ -73,6 +73,10 @@ def test_the_defaults_are_valid() -> None:
         (changed(optim={"total_steps": 0}), r"optim.total_steps=0 must be at least 1"),
         (changed(optim={"total_steps": 10, "warmup_steps": 11}), r"warmup_steps=11 is more than optim.total_steps=10"),
         (replace(VALID, data=HuggingFaceSettings(path="x", streaming=True)), r"needs optim.total_steps"),
+        (
+            replace(changed(optim={"total_steps": 99_999}), data=HuggingFaceSettings(path="x", streaming=True, cache="device")),
+            r"data.cache='device' needs a list of images, not a stream: set data.cache=none",
+        ),
         (changed(data={"image_size": 16}), r"needs at least 2x2 patches; this grid is 1x1"),
     ],
 )

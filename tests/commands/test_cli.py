@@ -200,7 +200,9 @@ def test_commands_that_need_a_run_say_so(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_group_of_commands_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     main(["data"])
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["check", "pack", "masks", "scenes"]
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: openjepa data COMMAND [OPTIONS]\n") and "\nopenjepa data COMMAND --help explains" in shown
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("  ")] == ["check", "pack", "masks", "scenes"]
 
 
 def test_data_check_counts_and_names_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,3 +162,13 @@ def test_a_launch_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyP
     words = "2 processes cannot train on mps: .*run.device=cuda or cpu"
     with pytest.raises(Refusal, match=words), distributed.joined(torch.device("mps")):
         pass
+
+
+def test_only_errors_of_an_exchange_are_taken_for_a_lost_process() -> None:
+    with pytest.raises(RuntimeError, match=r"^a file system timed out$"), distributed.explain_lost(1):
+        raise RuntimeError("a file system timed out")
+    with (
+        pytest.raises(Refusal, match=r"at least one of them ended or cannot be reached"),
+        distributed.explain_lost(1),
+    ):
+        raise torch.distributed.DistError

@@ -12,6 +12,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.engine.run_states import RunState, list_runs
+from openjepa.refusals import Refusal
 from openjepa.system.shared_files import take
 from tests.helpers.example_run import TOTAL_STEPS, write_run
 
@@ -141,6 +142,31 @@ def test_a_damaged_file_is_named(
     main(["runs", str(tmp_path)])
     assert f"run: cannot read {name}\n" in capsys.readouterr().out
     assert state_of(tmp_path).step in ((440,) if name != "metrics.jsonl" else (440, 0))
+
+
+@pytest.mark.parametrize("content", ["", '{"kind": "train", "st', "\x00\x01 no log"])
+def test_a_log_without_a_whole_line_is_named_if_steps_were_taken(tmp_path: Path, content: str) -> None:
+    folder = write_run(tmp_path / "run", steps=440)
+    (folder / "metrics.jsonl").write_text(content)
+    assert (state_of(tmp_path).damaged, state_of(tmp_path).step) == (("metrics.jsonl",), 440)
+
+
+def test_a_run_without_its_summary_is_not_alive_if_nothing_holds_its_lock(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=440, status="running")
+    (folder / "summary.json").write_text("{")
+    assert (state_of(tmp_path).state, state_of(tmp_path).damaged) == ("interrupted", ("summary.json",))
+    (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
+    for name in ("summary.json", "metrics.jsonl"):
+        (folder / name).unlink()
+    found = state_of(tmp_path)
+    assert (found.state, found.step, found.damaged) == ("interrupted", 20, ("metrics.jsonl",))
+
+
+def test_only_a_folder_is_proposed_for_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "runs.sh").touch()
+    (tmp_path / "runs-old").mkdir()
+    with pytest.raises(Refusal, match=r"did you mean '.*/runs-old'\?"):
+        list_runs(tmp_path / "runs")
 
 
 def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path) -> None:

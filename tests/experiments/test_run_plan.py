@@ -1,6 +1,7 @@
 """Plans of runs: closed forms of memory and time, the paper's run, refusals."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_more_than_that_refused(capsys: pyt
         make_run_plan(alone, PlanSettings(gpus=(8,), gpu="rtx4090"))
     print_run_plan(plan)
     shown = capsys.readouterr().out
-    assert "64 GPUs" in shown and "does not fit" not in shown and "48 GPUs do not divide" in shown
+    assert "64 GPUs" in shown and "does not fit" not in shown and "\n48 GPUs do not divide" in shown
 
 
 def test_json_has_a_column_for_each_number(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,15 +125,20 @@ def test_json_has_a_column_for_each_number(capsys: pytest.CaptureFixture[str]) -
     assert (one["strategy"], four["strategy"]) == ("single", "ddp") and one["sent"] == {"gathered": 0, "reduced": 0}
     assert one["decoding_cores"] == one["images_per_second"] / 100 and one["hours_at_paper_pace"] is None
     assert four["step"]["compute"] == pytest.approx(one["step"]["compute"] / 4)
+    assert all(isinstance(found["run"][name], int) for name in ("step_flops", "total_flops"))
+    assert all(isinstance(value, int) for value in found["run"]["flops"].values())
     assert found["run"]["epochs"] is None and found["run"]["steps"] == load_recipe("cpu-64").optim.total_steps
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("ijepa-vith14 --gpus 48", "48 GPUs do not divide optim.batch_size=2048"),
+        ("gpu-224 --data.path /nope", "data.path=/nope is not there; give --images N"),
+        ("ijepa-vith14 --bandwidth 300", "--bandwidth 300 must be two numbers"),
+        ("ijepa-vith14 --bandwidth -1", "--bandwidth -1.0 must be above 0"),
+        ("ijepa-vith14 --gpus 48", "openjepa: 48 GPUs do not divide optim.batch_size=2048"),
         ("ijepa-vith14 --gpus 0", "--gpus 0 must be at least 1"),
-        ("ijepa-vith14 --gpu h300", "--gpu h300 is unknown: did you mean 'h100' or 'h200'?"),
+        ("ijepa-vith14 --gpu h300", "with --mfu and --bandwidth: did you mean 'h100' or 'h200'?\n"),
         ("ijepa-vith14 --mfu 1.5", "--mfu 1.5 must be above 0 and at most 1"),
         ("ijepa-vith14 --bandwidth 300 0", "--bandwidth 0.0 must be above 0"),
         (
@@ -147,6 +153,18 @@ def test_nonsense_is_refused(words: str, message: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as exit_:
         main(["plan", *words.split()])
     assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_short_times_are_not_shown_as_zero_and_small_recipes_not_at_the_pace_of_the_paper(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["plan", "cpu-64", "--gpus", "1"])
+    shown = dict(
+        re.split(r"   +", line.strip()) for line in capsys.readouterr().out.splitlines() if re.search(r"\S   +\S", line)
+    )
+    assert "at the pace of the paper" not in shown
+    for name in ("compute", "optimizer", "all", "hours", "GPU hours"):
+        assert float(shown[name].split()[0]) > 0, name
 
 
 def test_precision_follows_the_gpu() -> None:

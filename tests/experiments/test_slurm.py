@@ -13,6 +13,7 @@ import pytest
 
 from openjepa.cli import main
 from openjepa.commands.train import parse_train
+from openjepa.settings.clusters import SlurmSettings
 from tests.helpers.fake_slurm import JOB, ended, install_slurm, start_job
 from tests.helpers.ranks import free_port
 from tests.helpers.waiting import wait_for
@@ -79,6 +80,7 @@ def test_defaults_ask_for_one_gpu_and_name_the_job_after_the_run(printed: Printe
     assert not {"partition", "mem", "time", "array", "mail-type"} & set(found)
     cpu = printed(*WORDS, "--gpus-per-node", "0", "--processes-per-node", "4")
     assert "gpus-per-node" not in header(cpu) and "--nproc-per-node 4 " in cpu and header(cpu)["cpus-per-task"] == "32"
+    assert "\nexport OMP_NUM_THREADS=8\n" in cpu and "OMP_NUM_THREADS" not in printed(*WORDS)
 
 
 def test_the_words_of_the_training_arrive_as_they_were_given(printed: Printed) -> None:
@@ -116,14 +118,29 @@ def test_an_array_has_every_variation_with_every_seed_in_a_folder_of_its_own(pri
 
 
 @pytest.mark.parametrize(
+    ("time_limit", "seconds"),
+    [
+        *(("0", None), ("90", 5400), ("10:30", 630), ("24:00:00", 86400), ("1-12", 129600), ("1-12:30", 131400)),
+        ("2-00:00:01", 172801),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time_limit: str, seconds: int | None) -> None:
+    assert SlurmSettings(time=time_limit).seconds() == seconds
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--nodes", "2", "--gpus-per-node", "7"], r"optim.batch_size=\d+ .*14 processes"),
+        (["--nodes", "2", "--gpus-per-node", "7"], r"14 processes do not divide optim.batch_size=\d+"),
         (["--partitoin", "gpu"], "unknown option --partitoin: did you mean '--partition'"),
         (["--optim.lrr", "1"], "unknown option --optim.lrr: did you mean '--optim.lr'"),
         (["--array", "optim.lrr=1"], "unknown option --optim.lrr: did you mean '--optim.lr'"),
+        (["--array", "lr=3"], "--array lr=3: no setting is called lr; did you mean optim.lr"),
+        (["--sbatch", "exclusive", "--reservation=mine"], "without its dashes: --sbatch reservation=mine"),
+        (["--time", "00:02:00"], "--time 00:02:00 is 120 s, .*180 s before .*give at least 360 s"),
+        (["--name", "my job"], "--name 'my job' must be one word, without blanks"),
         (["--array", "lr 3"], "--array 'lr' must be a setting as name=value"),
-        (["--array", "optim.batch-size=96", "--gpus-per-node", "64"], "optim.batch_size=96 .*64 processes"),
+        (["--array", "optim.batch-size=96", "--gpus-per-node", "64"], "64 processes do not divide optim.batch_size=96"),
         (["--seeds", "1", "1"], "must not name the same run twice"),
         (["--at-once", "2"], "--at-once 2 has no effect without --seeds or --array"),
         (["--time", "soon"], "--time soon must be minutes, HH:MM:SS or D-HH:MM:SS"),

@@ -103,6 +103,19 @@ def parsed(command: str) -> RunConfig:
     return parse_train(shlex.split(command), "openjepa train", "")[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "cache"),
+    [
+        ("--data.streaming", "none"),
+        ("--data.no-streaming", "device"),
+        ("", "device"),
+        ("--data.streaming --data.cache memory", "memory"),  # refused by the checks
+    ],
+)
+def test_the_cache_of_a_recipe_gives_way_to_a_stream(options: str, cache: str) -> None:
+    assert parsed(f"cpu-64 --data.source huggingface --data.path x {options}").data.cache == cache
+
+
 def value(config: RunConfig, name: str) -> object:
     return flatten(config)[name]
 

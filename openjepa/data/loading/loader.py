@@ -73,7 +73,7 @@ class TrainingLoader:
         self.reads_repeated = 0
         """Number of reads of images that were tried again after an error or without an answer."""
         min_side = _patch_side(inputs, sampler)
-        self._check_length(data)
+        self._check_length()
         self._on_device = data.cache == "device" and device.type not in HOST_DEVICES
         self._check_shared_memory()
         self._cache = self._open_cache(data, min_side, advance)
@@ -238,12 +238,10 @@ class TrainingLoader:
         while len(self._names) > REMEMBERED_STEPS * self._plan.batch_size:
             del self._names[next(iter(self._names))]
 
-    def _check_length(self, data: DataSettings) -> None:
+    def _check_length(self) -> None:
         num, batch_size = self.num_images, self._plan.batch_size
         if num is not None and num < batch_size:
             raise Refusal(f"optim.batch_size={batch_size} is larger than the {num} training images: use at most {num}")
-        if data.cache != "none" and isinstance(self._source, ShardSource):
-            raise Refusal(f"data.cache={data.cache!r} needs a list of images, not a stream: set data.cache=none")
 
     def _open_cache(self, data: DataSettings, min_side: int, advance: Callable[[int], None]) -> PixelCache | None:
         if not isinstance(self._source, ListSource):

@@ -18,6 +18,7 @@ from openjepa.data.source import NO_LABEL, ListSource, ShardRecord, ShardSource,
 from openjepa.data.tables.arrow import EXAMPLE_ROWS, ArrowSource, Columns, ImageRows, SplitReader, choose_columns, row_name
 from openjepa.data.tables.labels import LabelColumn, Numbering, from_arrow, stream_label
 from openjepa.data.tables.local_files import SPLIT_WORDS, LocalFiles, find_files
+from openjepa.data.tables.shard_manifest import check_sizes
 from openjepa.refusals import Refusal, examples, require_package
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.console import hub_name
@@ -83,6 +84,8 @@ def _open_reader(settings: HuggingFaceSettings) -> SplitReader:
     files = find_files(settings.path)
     if files is None:
         return HubReader(settings)
+    if (folder := Path(settings.path).expanduser()).is_dir():
+        check_sizes({folder, *(Path(file).parent for found in files.splits.values() for file in found)}, settings.path)
     reader = _file_reader(files, settings)
     reader.left_out = files.left_out
     return reader

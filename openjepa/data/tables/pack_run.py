@@ -24,6 +24,8 @@ from openjepa.data.tables.shard_manifest import (
     claimed_journal,
     digest_of,
     read_manifest,
+    settings_of_bytes,
+    size_problems,
     write_records,
 )
 from openjepa.refusals import Refusal, few
@@ -52,7 +54,9 @@ class Packed:
         manifest = self.manifest
         counts = ", ".join(f"{name} {number:,}" for name, number in manifest.splits.items())
         size = decimal(sum(shard.bytes for shard in manifest.shards))
-        there = "" if self.num_written else " (there already, made of the same images and settings)"
+        there = (
+            "" if self.num_written else " (there already, made of the same images and settings; --verify compares every byte)"
+        )
         yield f"{output}: {len(manifest.shards):,} shard{'s' * (len(manifest.shards) != 1)}, {size}{there}"
         yield f"images: {counts}" + (f"; {len(manifest.classes):,} classes" if manifest.classes else "; without labels")
         if manifest.left_out:
@@ -66,20 +70,25 @@ class Packed:
 def pack_folder(folder: Path, output: Path, settings: PackSettings, workers: int, say: Say) -> Packed:
     """Writes the images of `folder` as shards into `output`, with a manifest and a list of the images left out.
 
-    A shard appears under its name when it is complete. An interrupted call is continued by repeating it. The same folder and
-    settings give the same bytes, whatever the number of `workers`. Raises Refusal if `output` lies in `folder` or holds
-    anything else, the disk is too small, or too many images cannot be used.
+    A shard appears under its name when it is complete. An interrupted call is continued by repeating it. A call for a finished
+    folder writes again the shards that are missing or have another size. The same folder and settings give the same bytes,
+    whatever the number of `workers`. Raises Refusal if `output` lies in `folder` or holds anything else, the disk is too
+    small, or too many images cannot be used.
     """
     _check_places(folder, output)
     say(f"looking through {folder}")
     plan = make_plan(folder, settings)
     is_unfinished = (output / UNFINISHED_PACK).exists()
     manifest = read_manifest(output)
-    if manifest is not None and not is_unfinished:
-        return Packed(_same(manifest, plan, output), 0)
-    if not is_unfinished and output.exists() and any(output.iterdir()):
+    if manifest is not None:
+        _check_same(manifest, plan, output)
+        if not is_unfinished and not size_problems(output, manifest):
+            return Packed(manifest, 0)
+    elif not is_unfinished and output.exists() and any(output.iterdir()):
         raise Refusal(f"--output {output} is not empty: name a new folder")
     with claimed_journal(output, plan) as journal:
+        if manifest is not None:
+            journal.adopt(plan, manifest)
         missing = [shard for shard in plan.shards if not journal.has(shard.name)]
         say(_outlook(plan, missing))
         require_space(output, sum(map(_needed, missing)), f"the {len(missing):,} shards")
@@ -99,13 +108,17 @@ def _check_places(folder: Path, output: Path) -> None:
         )
 
 
-def _same(manifest: ShardManifest, plan: PackPlan, output: Path) -> ShardManifest:
-    if manifest.content != plan.content:
-        raise Refusal(
-            f"--output {output} holds shards of other images or with other settings ({manifest.settings}): name a new "
-            "folder, or remove it"
-        )
-    return manifest
+def _check_same(manifest: ShardManifest, plan: PackPlan, output: Path) -> None:
+    if manifest.content == plan.content:
+        return
+    before = manifest.settings
+    changed = [
+        f"{name}={before.get(name)} instead of {value}"
+        for name, value in settings_of_bytes(plan).items()
+        if before.get(name) != value
+    ]
+    what = f"with {', '.join(changed)}" if changed else "of other images"
+    raise Refusal(f"--output {output} holds shards {what}: name a new folder, or remove it")
 
 
 def _outlook(plan: PackPlan, missing: list[PlannedShard]) -> str:

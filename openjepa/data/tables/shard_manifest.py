@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from openjepa.config import read_object, readable, typed
+from openjepa.config import read_object, readable, readable_object, typed
 from openjepa.data.tables.local_files import UNFINISHED_PACK
 from openjepa.data.tables.pack_plan import PackPlan
 from openjepa.refusals import Refusal, few
@@ -27,7 +27,8 @@ LEFT_OUT_FILE = "left-out.csv"
 """The list of the images that are in no shard: path, split, class and reason."""
 VERSION = 1
 """Version of the manifest's form."""
-MEND = "copy the shards again with their manifest, or pack the folder again"
+MEND = "copy the shards again with their manifest, or pack into a new folder"
+REPEAT = "repeat the command that packed them, which writes again what is missing or has another size"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,21 @@ def read_manifest(output: Path) -> ShardManifest | None:
     return ShardManifest(**{**vars(typed(ShardManifest, {**content, "shards": ()}, file, MEND)), "shards": shards})
 
 
+def read_left_out(output: Path) -> dict[str, LeftOut]:
+    """The list of the images left out, by path. Without rows that are damaged; empty if there is no list."""
+    file = output / LEFT_OUT_FILE
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
+        rows = [row for row in csv.reader(opened) if len(row) == len(fields(LeftOut))]
+    return {row[0]: LeftOut(*row) for row in rows[1:]}
+
+
+def settings_of_bytes(plan: PackPlan) -> dict[str, Any]:
+    """The settings that decide the bytes of the shards, by name."""
+    return {name: value for name, value in asdict(plan.settings).items() if name != "max_skipped"}
+
+
 def write_records(output: Path, plan: PackPlan, shards: Sequence[ShardFacts], left_out: Sequence[LeftOut]) -> ShardManifest:
     """Writes the list of images left out, then the manifest. `shards` and `left_out` are in the order of the plan."""
     if left_out:
@@ -98,7 +114,7 @@ def write_records(output: Path, plan: PackPlan, shards: Sequence[ShardFacts], le
     manifest = ShardManifest(
         version=VERSION,
         content=plan.content,
-        settings={name: value for name, value in asdict(plan.settings).items() if name != "max_skipped"},
+        settings=settings_of_bytes(plan),
         classes=plan.class_names or (),
         splits=dict(images),
         shards=tuple(shards),
@@ -141,6 +157,22 @@ class Journal:
         """True if a shard is finished and there."""
         file = self._output / name
         return name in self.shards and file.is_file() and file.stat().st_size == self.shards[name].bytes
+
+    def adopt(self, plan: PackPlan, manifest: ShardManifest) -> None:
+        """Writes down the shards of a finished folder, so that those that are there are not written again.
+
+        Passes by a shard if it has left images out that the list of them lacks.
+        """
+        listed, known = read_left_out(self._output), {facts.name: facts for facts in manifest.shards}
+        for shard in plan.shards:
+            facts = known.get(shard.name)
+            if facts is None or shard.name in self.shards:
+                continue
+            number = len(shard.indices) - facts.images
+            paths = [plan.path_of(shard.split, index) for index in shard.indices.tolist()] if number else []
+            left_out = [listed[path] for path in paths if path in listed]
+            if len(left_out) == number:
+                self.add(facts, left_out)
 
     def add(self, shard: ShardFacts, left_out: Sequence[LeftOut]) -> None:
         """Writes down a finished shard."""
@@ -211,8 +243,44 @@ def compare(output: Path, workers: int) -> ShardManifest:
             problems += [found] if found else []
             advance(1)
     if problems:
-        raise Refusal(f"{output}: {len(problems)} of {len(known)} shards are not as packed: {few(problems)}; {MEND}")
+        raise Refusal(
+            f"{output}: {len(problems)} of {len(known)} shards are not as packed: {', '.join(problems)}; copy them again, or "
+            f"delete those that have other bytes, cannot be read or are not in the manifest, then {REPEAT}"
+        )
     return manifest
+
+
+def check_sizes(folders: Iterable[Path], path: str) -> None:
+    """Raises Refusal that names the shards that the manifests of `folders` name and that are missing or have another size.
+
+    Passes by folders without a manifest, and manifests of other programs. `path`: the setting `data.path`, for the error.
+    """
+    for folder in folders:
+        content = readable_object(folder / MANIFEST_FILE) or {}
+        if not {item.name for item in fields(ShardManifest)} <= content.keys():
+            continue
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        if problems := size_problems(folder, manifest):
+            raise Refusal(
+                f"data.path={path!r}: {len(problems)} of {len(manifest.shards)} shards of {folder / MANIFEST_FILE} are not as "
+                f"packed: {few(problems)}; copy them again, or {REPEAT}. To use only what is there, give a pattern (*.tar)"
+            )
+
+
+def size_problems(output: Path, manifest: ShardManifest) -> list[str]:
+    """The shards of a manifest that are missing or have another size, in words."""
+    return [problem for shard in manifest.shards if (problem := _size_problem(output, shard))]
+
+
+def _size_problem(output: Path, shard: ShardFacts) -> str:
+    try:
+        size = (output / shard.name).stat().st_size
+    except FileNotFoundError:
+        return f"{shard.name} is missing"
+    except OSError as error:
+        return f"{shard.name} cannot be read ({error.strerror})"
+    return "" if size == shard.bytes else f"{shard.name} has {size:,} bytes instead of {shard.bytes:,}"
 
 
 def _names(output: Path) -> Iterable[str]:
@@ -221,13 +289,9 @@ def _names(output: Path) -> Iterable[str]:
 
 def _problem(output: Path, shard: ShardFacts) -> str:
     """How a shard differs from the manifest, in words. Empty if it does not."""
-    file = output / shard.name
+    if problem := _size_problem(output, shard):
+        return problem
     try:
-        size = file.stat().st_size
-        if size != shard.bytes:
-            return f"{shard.name} has {size:,} bytes instead of {shard.bytes:,}"
-        return "" if digest_of(file) == shard.sha256 else f"{shard.name} has other bytes (SHA-256)"
-    except FileNotFoundError:
-        return f"{shard.name} is missing"
+        return "" if digest_of(output / shard.name) == shard.sha256 else f"{shard.name} has other bytes (SHA-256)"
     except OSError as error:
         return f"{shard.name} cannot be read ({error.strerror})"

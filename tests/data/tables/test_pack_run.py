@@ -224,10 +224,10 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         packed(folder, shards)
     (shards / "mine.txt").unlink()
     packed(folder, shards)
-    with pytest.raises(Refusal, match="holds shards of other images or with other settings"):
+    with pytest.raises(Refusal, match="holds shards with seed=0 instead of 4: name a new folder"):
         packed(folder, shards, seed=4)
     shape_image(99, 16).save(folder / "train" / "disk" / "new.png")
-    with pytest.raises(Refusal, match="holds shards of other images or with other settings"):
+    with pytest.raises(Refusal, match="holds shards of other images: name a new folder"):
         packed(folder, shards)
     (folder / "valid" / "disk").mkdir(parents=True)
     shape_image(98, 16).save(folder / "valid" / "disk" / "new.png")
@@ -267,7 +267,7 @@ def test_verifying_names_every_difference(tmp_path: Path) -> None:
     for words in (
         "4 of 6 shards are not as packed: more.tar is not in the manifest, train-00000-of-00004.tar has other bytes (SHA-256)",
         "train-00001-of-00004.tar has 3 bytes instead of ",
-        "validation-00000-of-00002.tar is missing",
+        "validation-00000-of-00002.tar is missing; copy them again, or delete those that have other bytes",
     ):
         assert words in str(caught.value)
     (shards / "manifest.json").write_text("{}")
@@ -275,6 +275,47 @@ def test_verifying_names_every_difference(tmp_path: Path) -> None:
         shard_manifest.compare(shards, 1)
     with pytest.raises(Refusal, match=r"holds no manifest\.json"):
         shard_manifest.compare(folder, 1)
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_packing_again_mends_what_the_manifest_does_not_fit(tmp_path: Path, is_listed: bool) -> None:
+    folder, shards = write_photos(tmp_path / "photos"), tmp_path / "shards"
+    (folder / "train" / "disk" / "a, broken.jpg").write_bytes(b"text")
+    result = packed(folder, shards, shuffle=False)
+    whole = files_of(shards)
+    assert [shard.images for shard in result.manifest.shards] == [8, 7, 8, 7, 6, 6]
+    for file in (shards / "train-00000-of-00004.tar", shards / "validation-00001-of-00002.tar"):
+        file.unlink()
+    (shards / "train-00002-of-00004.tar").write_bytes(b"cut")
+    if not is_listed:  # what the shard with a broken image has left out is not known, so that it is written again
+        (shards / "left-out.csv").unlink()
+    assert packed(folder, shards, shuffle=False).num_written == 3 + (not is_listed)
+    assert files_of(shards) == whole
+    assert packed(folder, shards, shuffle=False).num_written == 0
+    changed = shards / "train-00002-of-00004.tar"
+    changed.write_bytes(bytes(len(whole[changed.name])))
+    with pytest.raises(Refusal, match=r"delete those that have other bytes.* then repeat the command that packed them"):
+        shard_manifest.compare(shards, 1)
+    changed.unlink()  # what the message says
+    assert packed(folder, shards, shuffle=False).num_written == 1
+    assert files_of(shards) == whole
+
+
+def test_a_folder_that_lacks_shards_of_its_manifest_is_refused_as_data(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    packed(write_photos(tmp_path / "photos"), shards)
+    opened(shards)
+    (shards / "train-00001-of-00004.tar").unlink()
+    (shards / "validation-00000-of-00002.tar").write_bytes(b"cut")
+    for path in (shards, tmp_path):  # also below the folder that is named
+        with pytest.raises(
+            Refusal, match=r"2 of 6 shards of .*train-00001-of-00004\.tar is missing, validation-00000.*3 bytes"
+        ):
+            opened(path)
+    assert len(content(opened(shards / "train*.tar").train)) < 30
+    (shards / "manifest.json").write_text('{"shards": "of another program"}')
+    (shards / "validation-00000-of-00002.tar").unlink()
+    opened(shards)
 
 
 def test_shards_of_a_split_are_about_equal(tmp_path: Path) -> None:

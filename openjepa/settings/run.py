@@ -106,9 +106,9 @@ class ParallelSettings:
     """Training with several processes, which torchrun starts: one for each GPU. Without effect in a single process."""
 
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    """`ddp`: every process holds the whole networks; `fsdp2`: weights, target encoder, gradients and moments are divided over the
-    processes (with bf16 on GPUs, a block also uses its LayerNorms and gammas in bf16); `auto`: `fsdp2` on several GPUs from
-    ViT-H on, else `ddp`."""
+    """`ddp`: every process holds the whole networks; `fsdp2`: weights, target encoder, gradients and moments are divided over
+    the processes (with bf16 on GPUs, a block also uses its LayerNorms and gammas in bf16); `auto`: `fsdp2` on several GPUs
+    from ViT-H on, else `ddp`."""
     reduce_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which gradients travel between the processes. `bf16` halves the bytes and rounds."""
     timeout_seconds: Annotated[float, POSITIVE] = 1800.0

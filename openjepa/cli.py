@@ -53,6 +53,8 @@ COMMANDS = {
 }
 """One line of help for each command. The command `data check` is the function `data_check` in openjepa/commands/data.py."""
 
+ABOUT_EXPERIMENTS = ("ablate", "bench", "plan", "launch", "runs")
+"""First words of the commands that are functions in openjepa/commands/experiments/."""
 SHARED_COMMANDS = ("train", "evaluate", "embed")
 """Commands whose work the processes of torchrun share."""
 SECONDS_OF_THE_FIRST = 3.0
@@ -146,7 +148,8 @@ def _dispatch(argv: list[str]) -> None:
             f"openjepa {name} runs in one process, and torchrun has started {_processes()}, which would all do the same: only "
             f"{', '.join(SHARED_COMMANDS)} share their work"
         )
-    function = getattr(import_module(f"openjepa.commands.{argv[0]}"), name.replace(" ", "_"))
+    folder = "experiments." if argv[0] in ABOUT_EXPERIMENTS else ""
+    function = getattr(import_module(f"openjepa.commands.{folder}{argv[0]}"), name.replace(" ", "_"))
     with needed_for(f"openjepa {name}"):
         function(argv[words:], f"openjepa {name}")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from openjepa.cli import main
-from openjepa.commands.bench import bench_energy
 from openjepa.commands.data import data_masks
 from openjepa.commands.evaluate import evaluate
+from openjepa.commands.experiments.bench import bench_energy
 from openjepa.commands.visualize import visualize
 from openjepa.config import save_yaml
 from openjepa.recipes import load_recipe

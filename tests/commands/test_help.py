@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from openjepa.cli import COMMANDS, main
-from openjepa.commands.ablate import ABLATE_COMMON
 from openjepa.commands.data import CheckOptions
 from openjepa.commands.embed import EMBED_COMMON, EmbedOptions
 from openjepa.commands.evaluate import EVALUATE_COMMON, EvaluateOptions
+from openjepa.commands.experiments.ablate import ABLATE_COMMON
 from openjepa.commands.parsing.arguments import explanations, option_names, options_of, positionals_first
 from openjepa.commands.parsing.help import folded
 from openjepa.commands.train import TRAIN_COMMON, TrainOptions, parse_train

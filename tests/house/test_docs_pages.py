@@ -36,7 +36,7 @@ QUOTED = {
     "cls": ("commands/parsing/", "config.py", "data/tables/", "settings/sources.py", "weights/"),  # a class, a file in a tar
     "backbone": ("weights/",),  # names in checkpoints
     "job": (
-        "commands/launch.py",
+        "commands/experiments/launch.py",
         "experiments/slurm.py",
         "settings/clusters.py",
         "system/interrupts.py",

@@ -14,7 +14,7 @@ from docs.generate import pages
 from openjepa.checks import check
 from openjepa.cli import COMMANDS, main
 from openjepa.commands.evaluate import parse_evaluate
-from openjepa.commands.launch import launch_slurm
+from openjepa.commands.experiments.launch import launch_slurm
 from openjepa.commands.train import parse_train
 from openjepa.config import save_yaml
 from openjepa.recipes import load_recipe

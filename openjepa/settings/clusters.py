@@ -68,7 +68,7 @@ class SlurmSettings:
     """Put the job back into the queue at its time limit and after a preemption. It continues its run."""
     restarts: Annotated[int, NOT_NEGATIVE] = 2
     """Times that torchrun starts all processes again, from the last checkpoint, after one has failed or was killed."""
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[tuple[int, ...], NOT_NEGATIVE] = ()
     """Submit one array of runs with these seeds."""
     array: tuple[str, ...] = ()
     """Submit one array of runs that differ in these settings: optim.lr=1e-3 "optim.lr=3e-4 optim.batch-size=512"."""

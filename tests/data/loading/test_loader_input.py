@@ -174,8 +174,6 @@ def test_impossible_batches_are_refused(images: ListSource) -> None:
         load(Shards(images, (45,)), 1, plan=BatchPlan(64, 64))
     with pytest.raises(ValueError, match=r"18 pixels cannot be divided into 4 patches"):
         load(images, 1, inputs=InputSpec({"image": ViewSpec((18, 18))}, ("image",)))
-    with pytest.raises(ValueError, match=r"data.cache='memory' needs a list"):
-        load(Shards(images, (45,)), 1, cache="memory")
 
 
 def test_number_of_workers() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.plain_step import PlainStep
-from openjepa.commands import bench
+from openjepa.commands.experiments import bench
 from openjepa.experiments.generated_photos import PHOTO, GeneratedPhotos
 from openjepa.experiments.step_times import bench_step, print_step, step_config, time_step
 from openjepa.methods import METHODS

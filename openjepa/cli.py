@@ -107,7 +107,11 @@ def _silence() -> Iterator[None]:
 
 def _is_first() -> bool:
     """True if this is the first of the processes that torchrun has started, or the only one."""
-    return _processes() == 1 or os.environ.get("RANK") == "0"
+    if _processes() == 1:
+        return True
+    from openjepa.system.console import is_first_process  # only here, because its imports take time
+
+    return is_first_process()
 
 
 def _print_any_name() -> None:

@@ -119,10 +119,10 @@ OptionsOfRun = TypeVar("OptionsOfRun", bound=TrainOptions)
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa train`: pretrains an encoder."""
-    from openjepa.system.console import say
+    from openjepa.system.console import is_first_process, say
 
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
-    is_first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun has started, only one prints
+    is_first = is_first_process()
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None and is_first:
         _note_kept(before, config)

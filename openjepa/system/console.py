@@ -35,6 +35,11 @@ def plain_console(*, stderr: bool = False, width: int | None = None, file: IO[st
     return Console(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
 
 
+def is_first_process() -> bool:
+    """True if this is the first of the processes that torchrun has started on all machines, or the only one."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
 def is_first_here() -> bool:
     """True if this process is the first one on its machine under torchrun, or runs without torchrun."""
     return os.environ.get("LOCAL_RANK", "0") == "0"

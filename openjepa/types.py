@@ -5,6 +5,7 @@ Axis letters, used in every signature:
     N  patches of the grid               K  patches the context keeps   M  target blocks
     T  patches per target block          D  width of the encoder        P  width of the predictor
     h, w  pixels                         H, W  rows and columns of the patch grid
+    R  rows of masks: B x contexts       W  width of the targets, if it may differ from D
 """
 
 from collections.abc import Callable, Mapping

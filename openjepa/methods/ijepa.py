@@ -1,16 +1,17 @@
 """I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representations of target blocks from one context block."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 from torch.profiler import record_function
 
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.targets import WholeImages, target_spaces
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -18,11 +19,20 @@ from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, momentum
 from openjepa.settings.derived import divisors, heads_of, resolved
 from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.methods.shared import TARGET_NORM_EPS
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput
 
 VIEW = "image"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Outputs of the context encoder and of the predictor for one microbatch."""
+
+    blocks: Float[Tensor, "R M T W"]
+    """Predictions of the target blocks."""
+    context: Float[Tensor, "R K D"]
+    """The context encoder's tokens."""
 
 
 @final
@@ -35,7 +45,8 @@ class IJepa(Method):
         self.settings = settings
         self.view = surroundings.view
         self.encoder_config = surroundings.encoder_config()
-        self.predictor_config = _predictor_config(settings, self.encoder_config)
+        self.spaces = target_spaces(settings, self.encoder_config)
+        self.predictor_config = _predictor_config(settings, self.encoder_config, self.spaces.width)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
         self.target_encoder = EmaTeacher(self.context_encoder)
@@ -47,18 +58,9 @@ class IJepa(Method):
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Section 3 of the paper: targets, context, predictions, distance."""
         images, masks = _images_and_masks(batch)
-        with record_function("target_encoder"):
-            targets = self._targets(self.target_encoder(images), masks)  # [B, M, T, D]
-        loss = self.distance(self._predictions(images, masks), targets)
-        return LossOutput(total=loss)
-
-    def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-        """The loss, averaged over images, blocks, patches and dimensions.
-
-        The released code uses smooth L1 with beta 1. The paper has the squared L2 distance, summed over the patches of a block
-        and averaged over blocks. That is `l2` here times the constant (patches per block x width).
-        """
-        return F.smooth_l1_loss(predictions, targets) if self.settings.loss == "smooth_l1" else F.mse_loss(predictions, targets)
+        targets = self.spaces.at(self._whole(images), masks.targets, progress)  # [R, M, T, W]
+        predicted = self._predictions(images, masks)
+        return LossOutput(total=self.spaces.distance(predicted.blocks, targets, progress))
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Moves the target encoder towards the context encoder, which the optimizer has just updated."""
@@ -69,30 +71,31 @@ class IJepa(Method):
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
         """Pooled features of the target encoder, and the loss with its targets, without drop path."""
         images, masks = _images_and_masks(batch)
+        distance = partial(self.spaces.distance, progress=progress)
         with self.looking():
-            encoded: EncoderOutput = self.target_encoder(images)
-            targets = self._targets(encoded, masks)
-            loss = self.distance(self._predictions(images, masks), targets)
-        features = encoded.pooled(self.encoder_config.pooling)
-        return ProbeOutput(features, loss, targets, masks.targets, self.distance)
+            whole = self._whole(images)
+            targets = self.spaces.at(whole, masks.targets, progress)
+            loss = distance(self._predictions(images, masks).blocks, targets)
+            features = whole.encoded.pooled(self.encoder_config.pooling)
+        return ProbeOutput(features, loss, targets, masks.targets, distance)
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """The predictor's outputs averaged over blocks and patches, without drop path."""
+        images, masks = _images_and_masks(batch)
         with self.looking():
-            predictions = self._predictions(*_images_and_masks(batch))  # [B, M, T, D]
-        return predictions.mean(dim=(1, 2))
+            of_rows = self._predictions(images, masks).blocks.mean(dim=(1, 2))  # [R, W]
+        return of_rows.view(len(images), -1, of_rows.shape[-1]).mean(dim=1)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Distance between the predictions from the context of image i and the targets at the same places of image j."""
         images, masks = _images_and_masks(batch)
         with self.looking():
-            predictions, encoded = self._predictions(images, masks), self.target_encoder(images)
+            predictions, whole = self._predictions(images, masks).blocks, self._whole(images)
             rows = []
-            for image, prediction in enumerate(predictions):
-                places = masks.targets[image].expand(len(images), -1, -1)
-                targets = self._targets(encoded, replace(masks, targets=places))  # [B, M, T, D]
-                rows.append(torch.stack([self.distance(prediction, target) for target in targets]))
-        return torch.stack(rows)
+            for prediction, places in zip(predictions, masks.targets, strict=True):
+                targets = self.spaces.at(whole, places.expand(len(images), -1, -1), progress)  # [B, M, T, W]
+                rows.append(torch.stack([self.spaces.distance(prediction, target, progress) for target in targets]))
+        return torch.stack(rows).view(len(images), -1, len(images)).mean(dim=1)  # over the contexts of an image
 
     def coupled_terms(self) -> tuple[CoupledTerm, ...]:
         """There are none: the distance is a mean over images, which all have as many targets."""
@@ -120,19 +123,16 @@ class IJepa(Method):
             exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)
         return exports
 
-    def _targets(self, encoded: EncoderOutput, masks: BlockMasks) -> Float[Tensor, "B M T D"]:
-        """Features of the target blocks, taken from the target encoder's output on the whole image."""
-        samples = torch.arange(len(encoded.patches), device=encoded.patches.device)[:, None, None]
-        targets = encoded.patches[samples, masks.targets]
-        if self.settings.target_norm == "layer_norm":
-            return F.layer_norm(targets, targets.shape[-1:], eps=TARGET_NORM_EPS)
-        return targets
+    def _whole(self, images: Float[Tensor, "B C h w"]) -> WholeImages:
+        return WholeImages(images, self.target_encoder)
 
-    def _predictions(self, images: Float[Tensor, "B C h w"], masks: BlockMasks) -> Float[Tensor, "B M T D"]:
+    def _predictions(self, images: Float[Tensor, "B C h w"], masks: BlockMasks) -> Predicted:
+        """The only place where context encoder and predictor run. Masks have R rows, those of one image side by side."""
         with record_function("context_encoder"):
             context: EncoderOutput = self.context_encoder(images, masks.context, masks.context_valid)
         with record_function("predictor"):
-            return self.predictor(context.patches, masks.context, masks.targets, masks.grid, masks.context_valid)  # type: ignore[no-any-return]
+            blocks = self.predictor(context.patches, masks.context, masks.targets, masks.grid, masks.context_valid)
+        return Predicted(blocks, context.patches)
 
 
 def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMasks]:
@@ -144,7 +144,7 @@ def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMask
     return batch.views[VIEW][0], masks
 
 
-def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> PredictorConfig:
+def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig, output_width: int) -> PredictorConfig:
     width, heads = resolved(settings.predictor_width), heads_of(settings.predictor_heads, encoder.heads)
     if width % heads:
         nearest = min(divisors(width), key=lambda number: abs(number - heads))
@@ -160,4 +160,5 @@ def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig) -> Predic
         grid=encoder.grid(),
         layer_norm_eps=encoder.layer_norm_eps,
         initialization=encoder.initialization,
+        output_width=None if output_width == encoder.width else output_width,
     )

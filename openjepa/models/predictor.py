@@ -30,7 +30,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.blocks = build_blocks(config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.proj = nn.Linear(config.width, config.encoder_width)
+        self.proj = nn.Linear(config.width, config.output_width or config.encoder_width)
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(config.width, config.grid), persistent=False)
         initialize(self, self.blocks, config.initialization)
@@ -43,7 +43,7 @@ class Predictor(nn.Module):
         target_idx: Int[Tensor, "B M T"],
         grid: tuple[int, int] | None = None,
         context_valid: Bool[Tensor, "B K"] | None = None,
-    ) -> Float[Tensor, "B M T D"]:
+    ) -> Float[Tensor, "B M T W"]:
         """Predicts features of the patches `target_idx` of each block from `context`, the tokens of the patches `context_idx`.
 
         `grid` is the (rows, columns) that indices refer to. None means the grid that the predictor was built for.

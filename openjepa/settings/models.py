@@ -200,6 +200,8 @@ class PredictorConfig:
     mlp_ratio: Annotated[float, MLP_RATIO] = 4.0
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-6
     initialization: Initialization = "released"
+    output_width: Annotated[int | None, WIDTH] = None
+    """Numbers that are predicted for a patch. None: the encoder's width."""
 
 
 @dataclass(frozen=True, kw_only=True)

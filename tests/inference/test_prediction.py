@@ -64,7 +64,7 @@ def test_both_encoders_give_the_loss_of_a_training_step(loss: Any, target_norm: 
     same(torch.stack([block.actual for block in found.blocks], 1), probe.targets)  # type: ignore[arg-type]
     predicted = torch.stack([block.predicted for block in found.blocks], 1)
     same(predicted.mean((1, 2)), method.predicted_features(batch, Progress(0, 1, 1)))
-    same(method.distance(predicted[1, 2], probe.targets[1, 2]), found.loss[1, 2])  # type: ignore[index]
+    same(probe.distance(predicted[1, 2], probe.targets[1, 2]), found.loss[1, 2])  # type: ignore[index,misc]
     own = context.predict(IMAGES, CONTEXT, TARGETS, precision="fp32")
     assert (own.loss - found.loss).abs().max() > 1e-3, "the two encoders differ, and so do their targets"
 

@@ -114,7 +114,7 @@ def test_two_contexts_are_two_batches(networks: tuple[dict[str, Tensor], IJepa, 
         rows.append(method.predictor(encoded.patches, context, masks.targets, masks.grid))
     predictions = torch.stack(rows).permute(2, 0, 1, 3, 4).flatten(0, 2)  # [e, B, M, T, D] -> [M e B, T, D]
     close(predictions, tensors["two_contexts/predictions"], FORWARD)
-    loss = method.distance(predictions, tensors["two_contexts/targets"])
+    loss = method.spaces.distance(predictions, tensors["two_contexts/targets"], Progress(0, 1, 1))
     close(loss, tensors["two_contexts/loss"], LOSS)
 
 

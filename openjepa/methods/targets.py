@@ -1,0 +1,121 @@
+"""Targets of I-JEPA: one or several spaces in which the hidden blocks of an image are predicted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import record_function
+
+from openjepa.schedules import Progress
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.methods.shared import TARGET_NORM_EPS
+from openjepa.settings.models import EncoderConfig
+from openjepa.types import EncoderOutput
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}
+"""The loss forms, each a mean over all elements."""
+
+
+@final
+class WholeImages:
+    """The images of a microbatch, and the target encoder's output of all their patches, which is computed once if asked for."""
+
+    def __init__(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module) -> None:
+        """`encoder`: the target encoder. It gives no gradients."""
+        self.images = images
+        self.encoder = encoder
+
+    @cached_property
+    def encoded(self) -> EncoderOutput:
+        """The target encoder's output for every patch of the images."""
+        with record_function("target_encoder"):
+            return self.encoder(self.images)  # type: ignore[no-any-return]
+
+
+class TargetSpace(nn.Module, ABC):
+    """One space of targets, a part of the predictor's outputs. Abstract. A space has buffers, but no weights that learn."""
+
+    width: int
+    """Numbers per patch."""
+
+    @abstractmethod
+    def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
+        """Targets of the patches `places`, without gradients. Row r belongs to image r // (R / B). Changes no state."""
+
+    def weight(self, progress: Progress) -> float:
+        """Weight of the space in the loss at this step. A space without weight is not computed."""
+        return 1.0
+
+
+@final
+class FeatureTargets(TargetSpace):
+    """The target encoder's output on whole images, normalized (I-JEPA, section 3)."""
+
+    def __init__(self, settings: IJepaSettings, encoder: EncoderConfig) -> None:
+        """`encoder`: the target encoder's settings."""
+        super().__init__()
+        self.width = encoder.width
+        self.norm = settings.target_norm
+
+    def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
+        """Features at `places`."""
+        targets = patches_at(whole.encoded.patches, places)
+        if self.norm == "layer_norm":
+            return F.layer_norm(targets, targets.shape[-1:], eps=TARGET_NORM_EPS)
+        return targets
+
+
+@final
+class TargetSpaces(nn.Module):
+    """All spaces of a run, side by side in the last axis of predictions and of targets."""
+
+    def __init__(self, spaces: Sequence[TargetSpace], loss: str) -> None:
+        """`loss`: a name of DISTANCES."""
+        super().__init__()
+        self.spaces = nn.ModuleList(spaces)
+        self.widths = [space.width for space in spaces]
+        self._distance = DISTANCES[loss]
+
+    @property
+    def width(self) -> int:
+        """Numbers per patch in all spaces together: the width of the predictor's output."""
+        return sum(self.widths)
+
+    def at(self, whole: WholeImages, places: Int[Tensor, "R M T"], progress: Progress) -> Float[Tensor, "R M T W"]:
+        """Targets of the patches `places` in all spaces. Zeros in a space that has no weight at this step."""
+        found = [
+            space.at(whole, places) if weight else whole.images.new_zeros(*places.shape, space.width)
+            for space, weight in self._weighted(progress)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+
+    def distance(
+        self, predictions: Float[Tensor, "*lead W"], targets: Float[Tensor, "*lead W"], progress: Progress
+    ) -> Float[Tensor, ""]:
+        """The weighted sum of the distances in all spaces. Each is averaged over images, blocks, patches and dimensions."""
+        pairs = zip(torch.split(predictions, self.widths, -1), torch.split(targets, self.widths, -1), strict=True)
+        weights = [weight for _, weight in self._weighted(progress)]
+        terms = [weight * self._distance(*pair) for weight, pair in zip(weights, pairs, strict=True) if weight]
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+    def _weighted(self, progress: Progress) -> list[tuple[TargetSpace, float]]:
+        spaces = [space for space in self.spaces if isinstance(space, TargetSpace)]
+        return [(space, space.weight(progress)) for space in spaces]
+
+
+def target_spaces(settings: IJepaSettings, encoder: EncoderConfig) -> TargetSpaces:
+    """The spaces that the settings ask for. `encoder`: the target encoder's settings."""
+    return TargetSpaces([FeatureTargets(settings, encoder)], settings.loss)
+
+
+def patches_at(rows: Float[Tensor, "B N W"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
+    """The patches `places` of each image. Row r belongs to image r // (R / B)."""
+    images = torch.arange(len(places), device=rows.device) // (len(places) // len(rows))
+    return rows[images[:, None, None], places]

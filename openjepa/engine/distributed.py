@@ -42,6 +42,9 @@ _launch: Store | None = None
 _store: Store | None = None
 """The part of it that belongs to this start of the processes."""
 _doing = "the meeting of the processes"
+_groups: list[dist.ProcessGroup | None] = []
+"""Every process group, kept until this process ends. A group joins its thread as it ends. That thread may need Python's lock,
+which DDP's reducer holds as it ends: if the reducer were the last to hold the group, it would wait for ever."""
 
 
 def doing(what: str) -> None:
@@ -117,8 +120,8 @@ def joined(
     if launched() == 1 or is_active():
         yield
         return
-    _join(torch.device(device), timeout_seconds)
     ended: Exception | None = None
+    _join(torch.device(device), timeout_seconds)
     with contextlib.ExitStack() as block:
         if not is_main():
             block.enter_context(contextlib.redirect_stdout(block.enter_context(open(os.devnull, "w"))))  # noqa: PTH123  (no path)
@@ -162,6 +165,7 @@ def _join(device: torch.device, timeout_seconds: float) -> None:
             world_size=processes,
             device_id=device if device.type == "cuda" else None,
         )
+        _groups.append(dist.group.WORLD)
     except (dist.DistError, TimeoutError) as error:
         here = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise Refusal(
@@ -184,10 +188,9 @@ def _of_this_start(launch: Store, number: int, processes: int, seconds: float) -
         return PrefixStore(start, launch)
     start, answered, end = f"start {launch.add('starts', 1)}", 0, time.monotonic() + seconds
     while (missing := processes - 1 - launch.add(f"came to {start}", 0)) > 0:
-        asked = launch.add("asked", 0)
-        for asking in range(answered + 1, asked + 1):  # those of dead processes, too
-            launch.set(f"answer {asking}", start)
-        answered = asked
+        while answered < launch.add("asked", 0):  # those of dead processes, too
+            answered += 1
+            launch.set(f"answer {answered}", start)
         if time.monotonic() > end:
             raise TimeoutError(f"{missing} did not come")
         time.sleep(0.01)
@@ -208,9 +211,8 @@ def explain_lost(timeout_seconds: float) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(word in words for word in _LOST):
             raise
         is_late = ("imed out" in words or "imeout" in words) and "refused" not in words
-        cause = (
-            f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)" if is_late else "ended or cannot be reached"
-        )
+        late = f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)"
+        cause = late if is_late else "ended or cannot be reached"
         raise Refusal(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
             "has the cause. The same command goes on from what is saved."
@@ -355,33 +357,32 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 def largest_over_ranks(values: Sequence[float]) -> list[float]:
     """The largest of each of `values` over all processes. On the CPU, so that no GPU has to finish its work first."""
-    if not is_active():
-        return list(values)
     found = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    if is_active():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return found.tolist()
 
 
 def own_group(timeout_seconds: float = TIMEOUT_SECONDS) -> dist.ProcessGroup | None:
     """A second group of all processes, on the CPU, for a thread. All processes must call this. None in a single process."""
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if is_active() else None
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if is_active() else None
+    _groups.append(group)
+    return group
 
 
 def gathered(value: Result, group: dist.ProcessGroup | None = None) -> list[Result]:
     """The `value` of each process, in their order. It must be possible to pickle it."""
-    found: list[Any] = [None] * world_size()
-    if not is_active():
-        return [value]
-    dist.all_gather_object(found, value, group=group)
+    found: list[Any] = [value] * world_size()
+    if is_active():
+        dist.all_gather_object(found, value, group=group)
     return found
 
 
 def gathered_in_main(value: Result) -> list[Result]:
     """The `value` of each process, in their order, in the main process; an empty list in the others."""
-    if not is_active():
-        return [value]
-    found: list[Any] | None = [None] * world_size() if is_main() else None
-    dist.gather_object(value, found)
+    found: list[Any] | None = [value] * world_size() if is_main() else None
+    if is_active():
+        dist.gather_object(value, found)
     return found or []
 
 
@@ -434,9 +435,9 @@ def in_all(make: Callable[[], Result], group: dist.ProcessGroup | None = None) -
     failures = gathered(None if failure is None else str(failure) or type(failure).__name__, group)
     if failure is not None:
         raise failure
-    first = next((number for number, words in enumerate(failures) if words is not None), None)
-    if first is not None:
-        raise RepeatedRefusal(f"process {first}: {failures[first]}")
+    for number, words in enumerate(failures):
+        if words is not None:
+            raise RepeatedRefusal(f"process {number}: {words}")
     return result  # type: ignore[no-any-return]  # what `make` returned
 
 

@@ -1,5 +1,7 @@
 """Sums, decisions and errors over processes, in two real ones."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -111,6 +113,20 @@ def _refuse(number: int | None) -> str:
 @pytest.mark.parametrize("number", [None, 1])
 def test_only_one_process_tells_a_refusal(tmp_path: Path, number: int | None) -> None:
     assert sorted(on_ranks(2, tmp_path, _refuse, number, joined=False)) == ["no such folder", "repeated"]
+
+
+def _groups_after_leaving() -> list[bool]:
+    """True for each process group that still exists after the block that it served."""
+    with distributed.joined(torch.device("cpu"), 60):
+        groups = [weakref.ref(dist.group.WORLD), weakref.ref(distributed.own_group())]
+        distributed.barrier()
+    gc.collect()
+    return [group() is not None for group in groups]
+
+
+def test_process_groups_outlive_what_uses_them(tmp_path: Path) -> None:
+    # else DDP's reducer may be the last to hold one, and ends it while it holds Python's lock: a process in thirty hung
+    assert on_ranks(2, tmp_path, _groups_after_leaving, joined=False) == [[True, True]] * 2
 
 
 def test_processes_that_are_started_again_find_nothing_of_those_before_them() -> None:

@@ -1,6 +1,8 @@
 """Several processes of one run, as torchrun starts them, but without its start-up time."""
 
+import faulthandler
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +16,9 @@ from tests.helpers.processes import CLEAN
 
 SECONDS = 240
 """How long the processes may take together, in seconds: less than pytest allows a test, so that their output is shown."""
+
+WHERE = signal.SIGUSR2
+"""Signal upon which a process writes into its output where each of its threads stands."""
 
 
 def free_port() -> int:
@@ -42,9 +47,7 @@ def start_ranks(number: int, folder: Path, work: Callable[..., object], *argumen
 def on_ranks(
     number: int, folder: Path, work: Callable[..., object], *arguments: object, joined: bool = True, seconds: float = SECONDS
 ) -> list[Any]:
-    """What `work(*arguments)` returns in each of `number` processes.
-
-    Asserts that all end well within `seconds`; their output is in the error. None of them survives the call.
+    """What `work(*arguments)` returns in each of `number` processes. Asserts that all end well within `seconds`.
 
     `joined`: the processes have found each other before `work` is called (else `work` does it, as a command would).
     """
@@ -52,6 +55,14 @@ def on_ranks(
         processes = start_ranks(number, folder, _work_joined, seconds, work, *arguments)
     else:
         processes = start_ranks(number, folder, work, *arguments)
+    return results(processes, folder, seconds)
+
+
+def results(processes: list[Any], folder: Path, seconds: float = SECONDS) -> list[Any]:
+    """What the processes that `start_ranks` has started return.
+
+    Asserts that all end well within `seconds`. The error shows their output, and where those that hang stand. None survives.
+    """
     end = time.monotonic() + seconds
     try:
         for process in processes:
@@ -59,12 +70,15 @@ def on_ranks(
     finally:  # also if pytest's own time limit ends the wait
         late = [process for process in processes if process.is_alive()]
         for process in late:
+            os.kill(process.pid, WHERE)
+        time.sleep(1.0 if late else 0.0)  # while they write where they stand
+        for process in late:
             process.kill()
             process.join()
     codes = [process.exitcode for process in processes]
-    output = "\n".join((folder / f"rank{rank}.txt").read_text() for rank in range(number))
-    assert not late and codes == [0] * number, f"exit codes {codes}, {len(late)} hung\n{output}"
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(number)]
+    output = "\n".join((folder / f"rank{rank}.txt").read_text() for rank in range(len(processes)))
+    assert not late and codes == [0] * len(processes), f"exit codes {codes}, {len(late)} hung\n{output}"
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(len(processes))]
 
 
 def _work_joined(seconds: float, work: Callable[..., object], *arguments: object) -> object:
@@ -85,4 +99,5 @@ def _rank(rank: int, number: int, port: int, folder: Path, work: Callable[..., o
     with (folder / f"rank{rank}.txt").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.register(WHERE, file=2)
     torch.save(work(*arguments), folder / f"rank{rank}.pt")

@@ -19,7 +19,7 @@ from openjepa.system.interrupts import REQUEUE, Interrupted
 from openjepa.training.loop import train
 from openjepa.types import Batch, LossOutput
 from tests.helpers.images import write_folder
-from tests.helpers.ranks import SECONDS, on_ranks, start_ranks
+from tests.helpers.ranks import SECONDS, on_ranks, results, start_ranks
 from tests.helpers.small_runs import lines, small_config, weights
 from tests.helpers.waiting import wait_for
 
@@ -72,13 +72,6 @@ def started(processes: int, tmp_path: Path, config: RunConfig) -> list[Any]:
     return ranks
 
 
-def results(ranks: list[Any], tmp_path: Path) -> list[tuple[str, Any]]:
-    for process in ranks:
-        process.join(SECONDS)
-        assert not process.is_alive(), "a process hangs"
-    return [torch.load(tmp_path / "output" / f"rank{rank}.pt", weights_only=False) for rank in range(len(ranks))]
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("survival") / "images", 40)
@@ -89,7 +82,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(images: Path, tmp
     ranks = started(2, tmp_path, run(images, tmp_path, LONG))
     begun = time.monotonic()
     os.kill(ranks[1].pid, getattr(signal, name))
-    found = results(ranks, tmp_path)
+    found = results(ranks, tmp_path / "output")
     assert time.monotonic() - begun < 60
     assert found[0] == found[1] and found[0][0] == "interrupted"
     exit_code, words = found[0][1]
@@ -169,4 +162,4 @@ def test_a_second_launch_of_the_same_run_is_refused_in_all_its_processes(images:
     assert all("another process is writing to" in str(words) for _, words in found)
     assert all(process.is_alive() for process in ranks)
     os.kill(ranks[0].pid, signal.SIGTERM)
-    assert {kind for kind, _ in results(ranks, tmp_path)} == {"interrupted"}
+    assert {kind for kind, _ in results(ranks, tmp_path / "output")} == {"interrupted"}

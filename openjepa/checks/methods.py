@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
+from openjepa.settings.fields import as_setting
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
@@ -15,6 +16,8 @@ from openjepa.settings.models import check_heads, check_patch_divides, check_pos
 from openjepa.settings.run import RunConfig
 
 Checks = list[Callable[[], None]]
+OF_FEATURES = ("target_norm",)
+"""Settings of I-JEPA's target encoder's output."""
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
     "tokens": "which masks single patches",
@@ -37,8 +40,9 @@ def method_checks(config: RunConfig) -> Checks:
 
 
 def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
-    """The checks of I-JEPA's predictor."""
-    return _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
+    """The checks of I-JEPA's predictor and of its targets."""
+    targets = [partial(check, method) for check in (_check_pixels, _check_ramps)]
+    return _network_checks("predictor", method.predictor_heads, method.predictor_width, config) + targets
 
 
 def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
@@ -88,6 +92,28 @@ def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfi
         partial(check_heads, f"method.{part}_heads", num_heads, width_name, resolved(width)),
         partial(check_positions, width_name, resolved(width)),
     ]
+
+
+def _check_pixels(method: IJepaSettings) -> None:
+    """Raises Refusal if targets are only pixels, but settings of other targets were changed."""
+    others = [name for name in OF_FEATURES if getattr(method, name) != getattr(IJepaSettings, name)]
+    if not method.encodes_targets() and others:
+        found = ", ".join(as_setting(f"method.{name}", getattr(method, name)) for name in others)
+        raise Refusal(
+            f"method.target_space={method.target_space} has no target encoder, which {found} is for: leave it out, or use "
+            "method.target_space=features"
+        )
+
+
+def _check_ramps(method: IJepaSettings) -> None:
+    """Raises Refusal if a step between the pixels and the features would have no targets."""
+    (last, gone), (begins, whole) = method.pixels_until, method.features_from
+    if method.target_space == "pixels_then_features" and (begins > gone or begins == gone < whole):
+        ramps = (as_setting(f"method.{name}", getattr(method, name)) for name in ("pixels_until", "features_from"))
+        raise Refusal(
+            f"{' and '.join(ramps)} leave steps without targets: let the features begin before the pixels end, e.g. "
+            f"method.features_from={last:g} {gone:g}"
+        )
 
 
 def _check_average_layers(method: Data2VecSettings, config: RunConfig) -> None:
@@ -170,10 +196,28 @@ def without_effect(method: MethodSettings) -> list[str]:
         of_patches = method.patch_outputs
         if method.shared_head and of_patches not in (method.outputs, IBotSettings.patch_outputs):
             found.append(f"method.patch_outputs={of_patches} has no effect with method.shared_head=True")
+    if isinstance(method, IJepaSettings):
+        found += _without_effect_on_targets(method)
     if isinstance(method, Data2VecSettings):
         is_constant = method.ema_start == method.ema_end
         if is_constant and method.ema_ramp != Data2VecSettings.ema_ramp:
             found.append(f"method.ema_ramp={method.ema_ramp:g} has no effect: method.ema_start and method.ema_end are the same")
+    return found
+
+
+def _without_effect_on_targets(method: IJepaSettings) -> list[str]:
+    """Remarks on settings of I-JEPA's targets that were changed but have no effect."""
+    belong = {
+        "pixels_until": ("target_space", "pixels_then_features"),
+        "features_from": ("target_space", "pixels_then_features"),
+    }
+    found = [
+        f"{as_setting(f'method.{name}', getattr(method, name))} has no effect without method.{other}={value}"
+        for name, (other, value) in belong.items()
+        if getattr(method, name) != getattr(IJepaSettings, name) and getattr(method, other) != value
+    ]
+    if method.export_context_encoder and not method.encodes_targets():
+        found.append("method.export_context_encoder has no effect: the context encoder is what is exported")
     return found
 
 

@@ -22,8 +22,8 @@ from openjepa.schedules import Progress
 from openjepa.settings.masks import MaskKind
 from openjepa.types import Batch, BlockMasks, InputSpec, Masks, TokenMask
 
-PROGRESS = Progress(step=0, total_steps=1, steps_per_epoch=1)
-"""The step that is counted. All steps cost the same."""
+PROGRESS = Progress(step=999_999, total_steps=1_000_000, steps_per_epoch=1_000_000)
+"""The step that is counted: the last one of a long run. Earlier steps cost as much, or less if a part joins later."""
 OTHER = "other"
 """Name of the part for products outside of all submodules."""
 BF16_SHARE = 36 / 64

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from openjepa.engine.device import Output, encode, in_caches
 from openjepa.inference.areas import Areas, indices_of
 from openjepa.inference.images import Picture, Pictures, View, ViewName, batches, prepared_view, separate
-from openjepa.inference.prediction import Prediction, compare_block, objective_of
+from openjepa.inference.prediction import Prediction, compare_block, objective_of, refuse_other_targets
 from openjepa.models.predictor import Predictor
 from openjepa.refusals import Refusal
 from openjepa.system.console import progress as progress_bar
@@ -159,7 +159,8 @@ class Encoder(nn.Module):
         Here one encoder, by default the target encoder, makes both. At the end of training the two are close, but not equal. If
         the run kept both, `load(run, encoder="context").predict(..., targets_from=load(run))` does exactly what training did.
 
-        Raises Refusal if there is no predictor, or if an area is empty or reaches beyond the grid.
+        Raises Refusal if there is no predictor, if it was trained for other targets (`method.target_space=pixels`), or if an
+        area is empty or reaches beyond the grid.
         """
         objective = self.objective
         if objective is None:
@@ -167,6 +168,7 @@ class Encoder(nn.Module):
                 f"this encoder ({self.what}) came without a predictor; there is one in runs of I-JEPA (give the run folder, "
                 "not encoder/ in it), in the released I-JEPA checkpoints, and in what openjepa convert wrote of these"
             )
+        refuse_other_targets(self._predictor_extra)
         teacher = self if targets_from is None else targets_from
         if (teacher.config.width, teacher.config.patch_size) != (self.config.width, self.config.patch_size):
             raise Refusal("targets_from is an encoder of another width or patch size than this one")

@@ -1,6 +1,6 @@
 """Predictions of hidden parts of an image by I-JEPA's predictor, beside the encoder's features of these parts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.refusals import Refusal
+from openjepa.settings.fields import as_setting
+from openjepa.settings.methods.ijepa import OTHER_TARGETS
 from openjepa.settings.methods.shared import TARGET_NORM_EPS
 
-Loss = Literal["smooth_l1", "l2"]
+Loss = Literal["smooth_l1", "l2", "l1"]
 TargetNorm = Literal["layer_norm", "none"]
 
 
@@ -21,7 +23,7 @@ class PredictorObjective:
     """The objective that a predictor was trained for. The defaults are those of the released program."""
 
     loss: Loss = "smooth_l1"
-    """Distance from predictions to targets, averaged over everything: smooth L1 with beta 1, or squared differences."""
+    """Distance from predictions to targets, averaged over everything: smooth L1 with beta 1, squares, or absolute values."""
     target_norm: TargetNorm = "layer_norm"
     """Normalization of the features of the target encoder: `layer_norm` without weights, or `none`."""
 
@@ -39,9 +41,10 @@ class PredictorObjective:
 
     def distances(self, predicted: Float[Tensor, "B T D"], actual: Float[Tensor, "B T D"]) -> Float[Tensor, " B"]:
         """The loss of each image, averaged over patches and dimensions."""
-        if self.loss == "smooth_l1":
-            return F.smooth_l1_loss(predicted, actual, reduction="none").mean(dim=(1, 2))
-        return F.mse_loss(predicted, actual, reduction="none").mean(dim=(1, 2))
+        return _DISTANCES[self.loss](predicted, actual, reduction="none").mean(dim=(1, 2))
+
+
+_DISTANCES: dict[str, Callable[..., Tensor]] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
 
 def objective_of(entries: Mapping[str, Any]) -> PredictorObjective:
@@ -49,6 +52,19 @@ def objective_of(entries: Mapping[str, Any]) -> PredictorObjective:
     return PredictorObjective(
         entries.get("loss", PredictorObjective.loss), entries.get("target_norm", PredictorObjective.target_norm)
     )
+
+
+def refuse_other_targets(entries: Mapping[str, Any]) -> None:
+    """Raises Refusal if a predictor was not trained for the features of an encoder's last layer, but for other targets.
+
+    `entries`: those of its config.json.
+    """
+    others = [as_setting(f"method.{name}", entries[name]) for name in OTHER_TARGETS if name in entries]
+    if others:
+        raise Refusal(
+            f"this predictor was trained with {', '.join(others)}: its outputs are no features of the encoder's last layer on "
+            "the whole image, so that they cannot be compared with these. Encoder and features can be used as they are"
+        )
 
 
 @dataclass(frozen=True)

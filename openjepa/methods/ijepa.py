@@ -49,7 +49,7 @@ class IJepa(Method):
         self.predictor_config = _predictor_config(settings, self.encoder_config, self.spaces.width)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
-        self.target_encoder = EmaTeacher(self.context_encoder)
+        self.target_encoder = EmaTeacher(self.context_encoder) if settings.encodes_targets() else None
 
     def inputs(self) -> InputSpec:
         """One random crop with a context and target blocks."""
@@ -64,20 +64,22 @@ class IJepa(Method):
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Moves the target encoder towards the context encoder, which the optimizer has just updated."""
+        if self.target_encoder is None:
+            return {}
         value = momentum(*momenta(self.settings), progress)
         self.target_encoder.update(self.context_encoder, value)
         return {"momentum": value}
 
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
-        """Pooled features of the target encoder, and the loss with its targets, without drop path."""
+        """Pooled features of the exported encoder, and the loss with its targets, without drop path."""
         images, masks = _images_and_masks(batch)
         distance = partial(self.spaces.distance, progress=progress)
         with self.looking():
             whole = self._whole(images)
             targets = self.spaces.at(whole, masks.targets, progress)
             loss = distance(self._predictions(images, masks).blocks, targets)
-            features = whole.encoded.pooled(self.encoder_config.pooling)
-        return ProbeOutput(features, loss, targets, masks.targets, distance)
+            encoded = self.context_encoder(images) if self.target_encoder is None else whole.encoded
+        return ProbeOutput(encoded.pooled(self.encoder_config.pooling), loss, targets, masks.targets, distance)
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """The predictor's outputs averaged over blocks and patches, without drop path."""
@@ -103,23 +105,27 @@ class IJepa(Method):
 
     def remarks(self, total_steps: int) -> list[str]:
         """A note if the target encoder, which is exported, hardly changes in a run of this length."""
-        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps)
+        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps) if self.target_encoder else []
 
     def encoders(self) -> Encoders:
-        """Context encoder and target encoder."""
+        """Context encoder and target encoder, if there is one."""
+        if self.target_encoder is None:
+            return Encoders(self.context_encoder)
         return encoders_with_average(self.context_encoder, self.target_encoder)
 
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder.
 
-        The predictor's config.json also says what it was trained for: the distance, and the normalization of targets.
+        Without a target encoder, the context encoder is what is exported. The predictor's config.json also says what it was
+        trained for: the distance, the normalization of targets, and other targets than those of the paper.
         """
-        trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm}
+        trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm, **self.settings.other_targets()}
+        exported = self.context_encoder if self.target_encoder is None else self.target_encoder.network
         exports = {
-            "encoder": Export(self.encoder_config, self.target_encoder.network),
+            "encoder": Export(self.encoder_config, exported),
             "predictor": Export(self.predictor_config, self.predictor, trained_for),
         }
-        if self.settings.export_context_encoder:
+        if self.settings.export_context_encoder and exported is not self.context_encoder:
             exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)
         return exports
 

@@ -56,11 +56,8 @@ class Mae(Method):
 
     def targets(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B N pixels"]:
         """Pixels of all patches in the order (row, column, channel). Each patch is normalized if `norm_pixels` is set."""
-        pixels = patch_pixels(images.float(), self.encoder_config.patch_size)
-        if not self.settings.norm_pixels:
-            return pixels
-        variance, mean = torch.var_mean(pixels, dim=-1, correction=1, keepdim=True)
-        return (pixels - mean) * torch.rsqrt(variance + VARIANCE_EPS)
+        side = self.encoder_config.patch_size
+        return normalized_pixels(images, side) if self.settings.norm_pixels else patch_pixels(images.float(), side)
 
     def distance(self, predictions: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
         """Squared distance, averaged over images, patches and pixels."""
@@ -117,6 +114,13 @@ def patch_pixels(images: Float[Tensor, "B C h w"], side: int) -> Float[Tensor, "
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // side, side, width // side, side)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+
+
+def normalized_pixels(images: Float[Tensor, "B C h w"], side: int) -> Float[Tensor, "B N pixels"]:
+    """`patch_pixels`, each patch with mean 0 and (unbiased) variance 1 over its pixels and channels."""
+    pixels = patch_pixels(images.float(), side)
+    variance, mean = torch.var_mean(pixels, dim=-1, correction=1, keepdim=True)
+    return (pixels - mean) * torch.rsqrt(variance + VARIANCE_EPS)
 
 
 def _chosen(rows: Float[Tensor, "B N pixels"], places: Int[Tensor, "B T"]) -> Float[Tensor, "B T pixels"]:

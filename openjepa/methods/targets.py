@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from openjepa.methods.mae import normalized_pixels
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.methods.shared import TARGET_NORM_EPS
@@ -18,8 +19,9 @@ from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
 
 Distance = Callable[[Tensor, Tensor], Tensor]
+Weight = Callable[[Progress], float]
 
-DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss}
+DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 """The loss forms, each a mean over all elements."""
 
 
@@ -27,41 +29,64 @@ DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_los
 class WholeImages:
     """The images of a microbatch, and the target encoder's output of all their patches, which is computed once if asked for."""
 
-    def __init__(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module) -> None:
-        """`encoder`: the target encoder. It gives no gradients."""
+    def __init__(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module | None) -> None:
+        """`encoder`: the target encoder, which gives no gradients. None if there is none."""
         self.images = images
-        self.encoder = encoder
+        self._encoder = encoder
 
     @cached_property
     def encoded(self) -> EncoderOutput:
         """The target encoder's output for every patch of the images."""
+        assert self._encoder is not None, "no space of this run needs a target encoder"
         with record_function("target_encoder"):
-            return self.encoder(self.images)  # type: ignore[no-any-return]
+            return self._encoder(self.images)  # type: ignore[no-any-return]
+
+
+# ----------------------------------------------------------------------------------------------------------------- weights
+
+
+def always(progress: Progress) -> float:
+    """The weight of the only space of a run."""
+    return 1.0
+
+
+def rising(ramp: tuple[float, float], progress: Progress) -> float:
+    """A weight of 0 until the first share of the run, of 1 from the second one on, and on a line between them."""
+    first, last = ramp
+    if progress.fraction >= last:
+        return 1.0
+    return max(0.0, (progress.fraction - first) / (last - first)) if last > first else 0.0
+
+
+def falling(ramp: tuple[float, float], progress: Progress) -> float:
+    """A weight of 1 until the first share of the run, of 0 from the second one on, and on a line between them."""
+    return 1.0 - rising(ramp, progress)
+
+
+# ------------------------------------------------------------------------------------------------------------------ spaces
 
 
 class TargetSpace(nn.Module, ABC):
-    """One space of targets, a part of the predictor's outputs. Abstract. A space has buffers, but no weights that learn."""
+    """One space of targets, a part of the predictor's outputs. Abstract. A space may have buffers, but has no weights."""
 
     width: int
     """Numbers per patch."""
+    weight: Weight
+    """Weight of the space in the loss at a step. A space without weight is not computed."""
 
     @abstractmethod
     def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
         """Targets of the patches `places`, without gradients. Row r belongs to image r // (R / B). Changes no state."""
-
-    def weight(self, progress: Progress) -> float:
-        """Weight of the space in the loss at this step. A space without weight is not computed."""
-        return 1.0
 
 
 @final
 class FeatureTargets(TargetSpace):
     """The target encoder's output on whole images, normalized (I-JEPA, section 3)."""
 
-    def __init__(self, settings: IJepaSettings, encoder: EncoderConfig) -> None:
+    def __init__(self, settings: IJepaSettings, encoder: EncoderConfig, weight: Weight = always) -> None:
         """`encoder`: the target encoder's settings."""
         super().__init__()
-        self.width = encoder.width
+        self.width, self.weight = encoder.width, weight
         self.norm = settings.target_norm
 
     def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
@@ -70,6 +95,21 @@ class FeatureTargets(TargetSpace):
         if self.norm == "layer_norm":
             return F.layer_norm(targets, targets.shape[-1:], eps=TARGET_NORM_EPS)
         return targets
+
+
+@final
+class PixelTargets(TargetSpace):
+    """The pixels of each patch, normalized by their own mean and standard deviation as in MAE (I-JEPA, Table 7)."""
+
+    def __init__(self, encoder: EncoderConfig, weight: Weight = always) -> None:
+        """`encoder`: settings of an encoder with the same patches."""
+        super().__init__()
+        self.width, self.weight = 3 * encoder.patch_size**2, weight
+        self.patch_size = encoder.patch_size
+
+    def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
+        """Pixels at `places`, each patch in the order (row, column, channel)."""
+        return patches_at(normalized_pixels(whole.images, self.patch_size), places)
 
 
 @final
@@ -112,7 +152,13 @@ class TargetSpaces(nn.Module):
 
 def target_spaces(settings: IJepaSettings, encoder: EncoderConfig) -> TargetSpaces:
     """The spaces that the settings ask for. `encoder`: the target encoder's settings."""
-    return TargetSpaces([FeatureTargets(settings, encoder)], settings.loss)
+    if settings.target_space == "features":
+        return TargetSpaces([FeatureTargets(settings, encoder)], settings.loss)
+    if settings.target_space == "pixels":
+        return TargetSpaces([PixelTargets(encoder)], settings.loss)
+    pixels = PixelTargets(encoder, partial(falling, settings.pixels_until))
+    features = FeatureTargets(settings, encoder, partial(rising, settings.features_from))
+    return TargetSpaces([features, pixels], settings.loss)
 
 
 def patches_at(rows: Float[Tensor, "B N W"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:

@@ -30,7 +30,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.blocks = build_blocks(config.width, config.depth, config.heads, config.mlp_ratio, config.layer_norm_eps)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.proj = nn.Linear(config.width, config.output_width or config.encoder_width)
+        self.proj = nn.Linear(config.width, config.outputs)
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(config.width, config.grid), persistent=False)
         initialize(self, self.blocks, config.initialization)

@@ -203,6 +203,11 @@ class PredictorConfig:
     output_width: Annotated[int | None, WIDTH] = None
     """Numbers that are predicted for a patch. None: the encoder's width."""
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that are predicted for a patch."""
+        return self.output_width or self.encoder_width
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:

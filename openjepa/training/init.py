@@ -41,7 +41,7 @@ FOLLOWING = (
 CLASS_TOKEN, MASK_TOKEN, POSITIONS = "cls_token", "mask_token", "pos_embed"
 ADDED = {CLASS_TOKEN: "the class token", MASK_TOKEN: "the mask token"}
 """Weights that a method may need although the starting weights lack them."""
-PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps")
+PREDICTOR_SIZES = ("encoder_width", "width", "depth", "heads", "mlp_ratio", "layer_norm_eps", "outputs")
 """Settings that must agree for two predictors to be the same network. Positions are computed for every grid."""
 
 

@@ -17,6 +17,7 @@ from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.transformer import sincos_positions
 from openjepa.models.vit import VisionTransformer
 from openjepa.refusals import Refusal, few
+from openjepa.settings.methods.ijepa import OTHER_TARGETS
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.weights.contents import CHECKPOINT_FILE, MOST_NAMES, Contents, FillPlan, WeightSource, fill_network, weight_names
 from openjepa.weights.formats import (
@@ -107,6 +108,8 @@ def _predictor_misfit(networks: Networks) -> str:
     """The reason why the predictor would be read back as another one; empty if it is read back unchanged."""
     config, encoder = networks.predictor_config, networks.config
     assert config is not None
+    if others := [name for name in OTHER_TARGETS if name in networks.predictor_extra]:
+        return f"it was trained for other targets ({', '.join(others)}), which the layout cannot say"
     if config.heads != encoder.heads:
         return f"it has {config.heads} heads, and the layout only knows as many as the encoder's {encoder.heads}"
     if config.grid != encoder.grid():

@@ -32,7 +32,8 @@ def write_ijepa(folder: Path, settings: IJepaSettings) -> IJepa:
     with torch.no_grad():
         for value in (*method.context_encoder.parameters(), *method.predictor.parameters()):
             value.add_(0.2 * torch.randn_like(value))
-        method.target_encoder.update(method.context_encoder, 0.5)  # so that the encoders differ
+        if method.target_encoder is not None:
+            method.target_encoder.update(method.context_encoder, 0.5)  # so that the encoders differ
     for name, export in method.exports().items():
         save_network(folder / name, export)
     return method

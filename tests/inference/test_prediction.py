@@ -51,7 +51,7 @@ def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("loss", ["smooth_l1", "l2"])
+@pytest.mark.parametrize("loss", ["smooth_l1", "l2", "l1"])
 @pytest.mark.parametrize("target_norm", ["layer_norm", "none"])
 def test_both_encoders_give_the_loss_of_a_training_step(loss: Any, target_norm: Any, tmp_path: Path) -> None:
     """The method's own forward, also where it was trained for another distance than the released code's."""
@@ -87,6 +87,18 @@ def test_the_loaded_encoder_alone_gives_both_sides(run: tuple[Path, IJepa], enco
         assert block.indices.tolist() == TARGETS[number] and not block.in_context.any()
     same(found.cosine, torch.stack([block.cosine.mean(1) for block in found.blocks], 1))
     assert found.context.tolist() == CONTEXT and found.grid == GRID
+
+
+def test_a_predictor_of_other_targets_is_refused(tmp_path: Path) -> None:
+    """Its outputs may even be as many as the encoder's; all else can be used."""
+    write_ijepa(tmp_path, replace(SETTINGS, target_space="pixels"))
+    encoder = openjepa.load(tmp_path)
+    assert encoder.embed(IMAGES).shape == (3, 48)
+    with pytest.raises(ValueError, match=r"trained with method.target_space=pixels: its outputs are no features"):
+        encoder.predict(IMAGES, CONTEXT, TARGETS)
+    encoder.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"trained with method.target_space=pixels"):
+        openjepa.load(tmp_path / "saved").predict(IMAGES, CONTEXT, TARGETS)
 
 
 def test_a_file_of_the_released_program_gives_its_predictions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ SINCE: dict[str, object] = {
     "parallel.strategy": "auto",
     "parallel.reduce_precision": "fp32",
     "parallel.timeout_seconds": 1800.0,
+    "method.target_space": "features",
+    "method.pixels_until": (0.25, 0.45),
+    "method.features_from": (0.25, 0.45),
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

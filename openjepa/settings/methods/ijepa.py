@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.fields import AT_LEAST_1
+from openjepa.settings.fields import AT_LEAST_1, SHARE, SMALLEST_FIRST
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
+
+OTHER_TARGETS = ("target_space",)
+"""Settings whose default gives the targets of the paper: one vector of the target encoder for each patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,27 @@ class IJepaSettings(TeacherSettings):
     """Number of blocks of the predictor (paper: 6 for B, 12 for L and H, 16 for g)."""
     predictor_heads: Annotated[Heads, AT_LEAST_1] = None
     """Attention heads of the predictor. None: as many as the encoder (paper and code). `half`: half as many."""
-    loss: Literal["smooth_l1", "l2"] = "smooth_l1"
+    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
     """`smooth_l1`: beta 1, mean over all elements (code). `l2`: squared L2, mean over all elements, which is the paper's sum
-    over patches divided by (patches per block x width)."""
+    over patches divided by (patches per block x width). `l1`: mean absolute difference (V-JEPA 2, arXiv 2506.09985)."""
+    target_space: Literal["features", "pixels", "pixels_then_features"] = "features"
+    """What is predicted of the target blocks. `features`: the target encoder's output. `pixels`: pixels, each patch normalized
+    as in MAE (the paper's Table 7, which says no more). There is then no target encoder, and the context encoder is exported.
+    `pixels_then_features`: both, one after the other, by `pixels_until` and `features_from`."""
+    pixels_until: Annotated[tuple[float, float], SHARE, SMALLEST_FIRST] = (0.25, 0.45)
+    """Shares of the run between which the weight of the pixels falls from 1 to 0 on a line, for `pixels_then_features`."""
+    features_from: Annotated[tuple[float, float], SHARE, SMALLEST_FIRST] = (0.25, 0.45)
+    """Shares of the run between which the weight of the features rises from 0 to 1 on a line, for `pixels_then_features`."""
     target_norm: Literal["layer_norm", "none"] = "layer_norm"
     """Layer norm without affine of the target encoder's output (code: yes; not mentioned in the paper)."""
     export_context_encoder: bool = False
     """Export the context encoder, too, beside the target encoder, which the paper evaluates."""
+
+    def encodes_targets(self) -> bool:
+        """True if targets come from a target encoder."""
+        return self.target_space != "pixels"
+
+    def other_targets(self) -> dict[str, object]:
+        """The settings that make targets unlike those of the paper, by name. A predictor's config.json holds them."""
+        found = {name: getattr(self, name) for name in OTHER_TARGETS}
+        return {name: value for name, value in found.items() if value != getattr(IJepaSettings, name)}

@@ -1,0 +1,198 @@
+"""The target switches of I-JEPA: each against a slow restatement, one golden step each, what they refuse, exact resume."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from openjepa.checks import check
+from openjepa.checks.methods import without_effect
+from openjepa.engine.checkpoint import latest_checkpoint, load_weights
+from openjepa.masks.sampler import TokenShape
+from openjepa.methods.base import Surroundings
+from openjepa.methods.ijepa import IJepa
+from openjepa.schedules import Progress
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.settings.run import RunConfig
+from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.loop import train
+from openjepa.types import Batch, BlockMasks, ViewSpec
+from tests.helpers.images import write_folder
+from tests.helpers.method_steps import parts
+from tests.helpers.small_runs import small_config
+
+SETTINGS = IJepaSettings(predictor_width=24, predictor_depth=1)
+SWITCHES: dict[str, dict[str, Any]] = {
+    "l1": {"loss": "l1"},
+    "pixels": {"target_space": "pixels"},
+    "pixels_then_features": {"target_space": "pixels_then_features"},
+}
+"""One value of each switch."""
+TOGETHER: dict[str, dict[str, Any]] = {
+    "pixels": SWITCHES["pixels"],
+    "features": {"target_space": "pixels_then_features", "pixels_until": (0.3, 1), "features_from": (0, 0.6)},
+}
+"""Switches that can stand together, for a test that trains."""
+HALFWAY = Progress(step=35, total_steps=100, steps_per_epoch=10)
+
+
+def build(**changes: Any) -> IJepa:
+    torch.manual_seed(0)
+    shape = TokenShape(5, 4, 1.0, 3)
+    model = ModelSettings(size="test", patch_size=4)
+    surroundings = Surroundings(model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (shape,))
+    return IJepa(replace(SETTINGS, **changes), surroundings)
+
+
+def make_batch(size: int = 4, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(1, size, 3, 16, 20, generator=generator)
+    order = torch.stack([torch.randperm(20, generator=generator) for _ in range(size)])
+    masks = BlockMasks(order[:, :5], order[:, 5:17].view(size, 3, 4), (4, 5))
+    return Batch(torch.arange(size), {"image": images}, {"image": masks})
+
+
+def parts_of(method: IJepa, batch: Batch) -> tuple[Tensor, BlockMasks, Tensor]:
+    """Images, masks and predictions of a batch."""
+    images, masks = batch.views["image"][0], batch.masks["image"]
+    assert isinstance(masks, BlockMasks)
+    return images, masks, method._predictions(images, masks).blocks
+
+
+def pixels_of(images: Tensor, masks: BlockMasks) -> Tensor:
+    """Normalized pixels of the target patches, one patch at a time."""
+    rows = []
+    for image, blocks in zip(images, masks.targets, strict=True):
+        for patch in blocks.flatten().tolist():
+            row, column = 4 * (patch // 5), 4 * (patch % 5)
+            values = image[:, row : row + 4, column : column + 4].permute(1, 2, 0).flatten()
+            rows.append((values - values.mean()) / (values.var(unbiased=True) + 1e-6).sqrt())
+    return torch.stack(rows).view(*masks.targets.shape, 48)
+
+
+def test_pixels_are_those_of_the_target_patches() -> None:
+    method, batch = build(target_space="pixels", loss="l2"), make_batch()
+    images, masks, predictions = parts_of(method, batch)
+    expected = (predictions - pixels_of(images, masks)).square().mean()
+    assert method(batch, HALFWAY).total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert method.target_encoder is None and method.after_step(HALFWAY) == {} and method.remarks(20) == []
+    assert method.exports()["encoder"].module is method.context_encoder
+    assert method.exports()["predictor"].extra["target_space"] == "pixels"
+    assert method.encoders().averaged is None
+
+
+@pytest.mark.parametrize(
+    ("step", "weights"), [(0, (0.0, 1.0)), (25, (0.0, 1.0)), (35, (0.5, 0.5)), (45, (1.0, 0.0)), (99, (1.0, 0.0))]
+)
+def test_the_weights_of_pixels_and_features_cross_over(step: int, weights: tuple[float, float]) -> None:
+    method, batch, progress = build(target_space="pixels_then_features"), make_batch(), Progress(step, 100, 10)
+    images, masks, predictions = parts_of(method, batch)
+    features = build()._whole(images)
+    targets = (build().spaces.at(features, masks.targets, progress), pixels_of(images, masks))
+    losses = [torch.nn.functional.smooth_l1_loss(*pair) for pair in zip(predictions.split([48, 48], -1), targets, strict=True)]
+    expected = sum(weight * loss.item() for weight, loss in zip(weights, losses, strict=True))
+    assert method(batch, progress).total.item() == pytest.approx(expected, rel=1e-5)
+    probe = method.probe(batch, progress)
+    assert probe.loss.item() == pytest.approx(expected, rel=1e-5)
+    assert method.target_encoder is not None and method.exports()["encoder"].module is method.target_encoder.network
+
+
+def test_features_without_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, batch, calls = build(target_space="pixels_then_features"), make_batch(), []
+    assert method.target_encoder is not None
+    method.target_encoder.register_forward_hook(lambda *_: calls.append(1))
+    method(batch, Progress(10, 100, 10))
+    assert not calls
+    method(batch, HALFWAY)
+    assert calls == [1]
+
+
+def test_ramps_may_be_jumps() -> None:
+    method = build(target_space="pixels_then_features", pixels_until=(0.3, 0.3), features_from=(0.2, 0.4))
+    found = [[weight for _, weight in method.spaces._weighted(Progress(step, 100, 10))] for step in (20, 29, 30, 40)]
+    assert found == [[0.0, 1.0], [pytest.approx(0.45), 1.0], [pytest.approx(0.5), 0.0], [1.0, 0.0]]
+
+
+GOLDEN = {
+    "l1": [0.9156296, 0.8842876],
+    "pixels": [0.4242523, 0.4235443],
+    "pixels_then_features": [0.4428761, 0.4382986],
+}
+"""Losses of each switch on a fixed batch at the first step and after one step of SGD, on a CPU in fp32."""
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_golden_step(name: str) -> None:
+    method, batch = build(**SWITCHES[name]), make_batch()
+    optimizer = torch.optim.SGD([value for value in method.parameters() if value.requires_grad], lr=0.1)
+    losses = []
+    for step in (35, 36):
+        progress = Progress(step, 100, 10)
+        loss = method(batch, progress).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step(progress)
+        losses.append(loss.item())
+    assert losses == pytest.approx(GOLDEN[name], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images"), 16)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_stopped_run_ends_in_the_same_weights(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise, with every statistic of the targets; the monitor looks in between, and the costs of a step are counted."""
+    config = small_config(images, tmp_path / "whole", total_steps=3)
+    config = replace(config, method=replace(config.method, **TOGETHER[name]))
+    assert train(config) is not None
+    stopped = replace(config, run=replace(config.run, output=str(tmp_path / "stopped")))
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
+        with pytest.raises(Interrupted, match="after step 1"):
+            train(stopped)
+    assert train(stopped) is not None
+    expected, found = (final_state(run) for run in (config, stopped))
+    assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def final_state(config: RunConfig) -> dict[str, Tensor]:
+    """All that the last checkpoint of a run says of its method."""
+    checkpoint = latest_checkpoint(Path(config.run.output) / "run" / "checkpoints")
+    assert checkpoint is not None
+    _, method = parts(config)
+    assert load_weights(checkpoint, method).step == 3
+    return method.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_space": "pixels", "target_norm": "none"}, r"no target encoder, which method.target_norm=none is for"),
+        (
+            {"target_space": "pixels_then_features", "pixels_until": (0.1, 0.2)},
+            r"pixels_until=0.1 0.2 and method.features_from=0.25 0.45 leave steps without .* method.features_from=0.1 0.2",
+        ),
+        ({"pixels_until": (0.5, 0.2)}, "smallest first"),
+    ],
+)
+def test_targets_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    config = small_config(Path("nowhere"), Path("nowhere"))
+    with pytest.raises(ValueError, match=message):
+        check(replace(config, method=replace(config.method, **changes)))
+
+
+def test_settings_without_effect_are_told() -> None:
+    assert without_effect(replace(SETTINGS, pixels_until=(0.1, 0.2))) == [
+        "method.pixels_until=0.1 0.2 has no effect without method.target_space=pixels_then_features"
+    ]
+    (told,) = without_effect(replace(SETTINGS, target_space="pixels", export_context_encoder=True))
+    assert "the context encoder is what is exported" in told

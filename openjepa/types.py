@@ -99,7 +99,10 @@ class Batch:
     views: Mapping[str, UInt8[Tensor, "V B C h w"] | Float[Tensor, "V B C h w"]]
     """One entry per crop size. uint8 as the loader gives them; normalized floats as a method gets them."""
     masks: Mapping[str, Masks] = field(default_factory=dict)
-    """Masks by the name of their views. V x B rows, view by view, as in `views[name].flatten(0, 1)`."""
+    """Masks by the name of their views. V x B rows, view by view, as in `views[name].flatten(0, 1)`.
+
+    With several contexts per image (`InputSpec.contexts`), each of these rows is followed by those of its other contexts.
+    """
     labels: Int[Tensor, " B"] | None = None
     skipped: tuple[Skipped, ...] = ()
     next_position: LoaderPosition = LoaderPosition()
@@ -172,6 +175,8 @@ class InputSpec:
     views: Mapping[str, ViewSpec]
     masked_views: tuple[str, ...] = ()
     """Names of the views that need masks. The mask sampler draws one mask for each of their views and images."""
+    contexts: int = 1
+    """Number of masks that are drawn for each of these views, one after the other in the rows of a batch's masks."""
 
 
 @dataclass(frozen=True)

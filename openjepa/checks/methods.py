@@ -9,7 +9,7 @@ from openjepa.checks.grids import check_blockwise, most_masked_of
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.fields import as_setting
-from openjepa.settings.masks import BlockwiseSettings
+from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.models import check_heads, check_patch_divides, check_positions, nearest_multiple
@@ -40,9 +40,10 @@ def method_checks(config: RunConfig) -> Checks:
 
 
 def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
-    """The checks of I-JEPA's predictor and of its targets."""
+    """The checks of I-JEPA's predictor, targets and contexts."""
+    predictor = _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
     targets = [partial(check, method) for check in (_check_pixels, _check_ramps)]
-    return _network_checks("predictor", method.predictor_heads, method.predictor_width, config) + targets
+    return [*predictor, *targets, partial(_check_contexts, method, config.masks)]
 
 
 def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
@@ -113,6 +114,14 @@ def _check_ramps(method: IJepaSettings) -> None:
         raise Refusal(
             f"{' and '.join(ramps)} leave steps without targets: let the features begin before the pixels end, e.g. "
             f"method.features_from={last:g} {gone:g}"
+        )
+
+
+def _check_contexts(method: IJepaSettings, masks: MaskSettings) -> None:
+    if method.contexts > 1 and isinstance(masks, MultiblockSettings) and masks.mode == "official":
+        raise Refusal(
+            f"method.contexts={method.contexts} with masks.mode=official: the released program has one context per image, and "
+            "its cut depends on how many masks are drawn at a time. Set masks.mode=unbiased, or method.contexts=1"
         )
 
 

@@ -20,6 +20,7 @@ from openjepa.masks.sampler import TokenShape
 from openjepa.models.transformer import PLAIN_MAX_TOKENS, Attention, Block
 from openjepa.schedules import Progress
 from openjepa.settings.masks import MaskKind
+from openjepa.system.console import format_count
 from openjepa.types import Batch, BlockMasks, InputSpec, Masks, TokenMask
 
 PROGRESS = Progress(step=999_999, total_steps=1_000_000, steps_per_epoch=1_000_000)
@@ -79,6 +80,8 @@ class StepCosts:
     """Number of attention weights that plain attention keeps in addition."""
     images: int = 1
     """Number of images of the microbatch."""
+    contexts: int = 1
+    """Number of contexts per image. The numbers above are for all of them."""
     blocks: BlockCosts = BlockCosts()
     """The share of the trained blocks in `kept_bytes`, `kept_scores` and `flops`."""
     units: tuple[WeightUnit, ...] = ()
@@ -96,6 +99,16 @@ def stored_bytes(fp32_bytes: float, scores: float, device: torch.device, precisi
     if precision != "bf16":
         return fp32_bytes
     return BF16_SHARE * fp32_bytes + (2 * scores if device.type == "cpu" else 0)
+
+
+def times_contexts(contexts: int) -> str:
+    """What follows a number of images in words, e.g. ` x 4 contexts`. Empty for one context per image."""
+    return f" x {contexts} contexts" if contexts > 1 else ""
+
+
+def each_context(of_image: float, contexts: int) -> str:
+    """What follows a number per image in words: the number per context. Empty for one context per image."""
+    return f" ({format_count(of_image / contexts)} for each of {contexts} contexts)" if contexts > 1 else ""
 
 
 def count_step(
@@ -116,7 +129,7 @@ def count_step(
     most = max((tally for _, tally in found), key=lambda tally: tally.bytes)
     block_flops = sum(weight * tally.blocks.flops / images for weight, tally in found)
     blocks = replace(most.blocks, flops=block_flops)
-    return StepCosts(flops, step_flops, most.bytes, most.scores, images, blocks, weight_units(method))
+    return StepCosts(flops, step_flops, most.bytes, most.scores, images, inputs.contexts, blocks, weight_units(method))
 
 
 def weight_units(method: nn.Module) -> tuple[WeightUnit, ...]:
@@ -168,7 +181,8 @@ def _independent(rows: Float[np.ndarray, "n six"]) -> list[int]:
 def _batch(inputs: InputSpec, kind: MaskKind, grid: tuple[int, int], shape: TokenShape, images: int) -> Batch:
     """A microbatch of normalized views with masks, on the meta device."""
     views = {name: torch.empty(view.count, images, 3, *view.size, device="meta") for name, view in inputs.views.items()}
-    masks = {name: _masks(kind, grid, shape, inputs.views[name].count * images) for name in inputs.masked_views}
+    rows = {name: inputs.views[name].count * images * inputs.contexts for name in inputs.masked_views}
+    masks = {name: _masks(kind, grid, shape, number) for name, number in rows.items()}
     return Batch(torch.empty(images, dtype=torch.int64, device="meta"), views, masks)
 
 

@@ -149,7 +149,8 @@ def _groups(config: RunConfig, method: Method, sampler: MaskSampler, splits: Spl
     source = splits.train
     size = min(options.batch_size, options.images, len(source) if isinstance(source, ListSource) else options.batch_size)
     number = options.images // size * size
-    batches = draw_batches(config, method.inputs(), sampler, splits, number, size, derive("order", config.run.seed, -2))
+    inputs = replace(method.inputs(), contexts=1)
+    batches = draw_batches(config, inputs, sampler, splits, number, size, derive("order", config.run.seed, -2))
     if not batches or size < 2:
         raise Refusal(f"data.path holds fewer images than a group of {max(2, size)}: lower --batch-size, or add images")
     return batches

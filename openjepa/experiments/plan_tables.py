@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
+from openjepa.engine.costs import each_context, times_contexts
 from openjepa.engine.parallel_costs import MemoryParts
 from openjepa.experiments.run_plan import RESERVED, GpuColumn, RunPlan, WholeRun
 from openjepa.system.console import format_count, plain_console
@@ -48,9 +49,10 @@ def _about(run: WholeRun) -> list[str]:
     average = f", and {format_count(run.target_weights)} in the target encoder" if run.target_weights else ""
     return [
         f"run      {run.recipe} ({run.preset}), method {run.method}, model {run.model}",
-        f"length   {run.steps:,} steps of {run.batch_size} images{images}",
+        f"length   {run.steps:,} steps of {run.batch_size} images{times_contexts(run.contexts)}{images}",
         f"weights  {format_count(run.trained_weights)} trained{average}",
-        f"FLOPs    {format_count(run.step_flops)} an image and step (forward: {forward}); {run.total_flops:.3g} in all",
+        f"FLOPs    {format_count(run.step_flops)} an image and step{each_context(run.step_flops, run.contexts)} "
+        f"(forward: {forward}); {run.total_flops:.3g} in all",
         f"GPU      {run.gpu}, {run.precision}; expected utilization of its peak {run.mfu:.0%}",
         f"disk     {decimal(run.checkpoint_bytes)} a checkpoint; {decimal(run.disk_bytes)} with all that are kept, and exports",
     ]
@@ -103,6 +105,7 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
             "the run",
             [
                 ("images/s", lambda column: f"{column.images_per_second:,.0f}"),
+                *([("contexts/s", partial(_contexts_per_second, plan.run.contexts))] if plan.run.contexts > 1 else []),
                 ("CPU cores that make the views", lambda column: f"{math.ceil(column.decoding_cores):,}"),
                 ("  on each node", lambda column: f"{math.ceil(column.decoding_cores / column.nodes):,}"),
                 ("hours", lambda column: _in_hours(column.hours)),
@@ -137,6 +140,10 @@ def _milliseconds(part: str) -> Shown:
 
 def _at_paper_pace(column: GpuColumn) -> str:
     return "" if column.hours_at_paper_pace is None else _in_hours(column.hours_at_paper_pace)
+
+
+def _contexts_per_second(contexts: int, column: GpuColumn) -> str:
+    return f"{contexts * column.images_per_second:,.0f}"
 
 
 def _in_ms(seconds: float) -> str:

@@ -58,6 +58,8 @@ class WholeRun:
     step_flops: int
     """FLOPs of one image in a step."""
     batch_size: int
+    contexts: int
+    """Contexts per image."""
     images: int | None
     """Training images; None if they are not known."""
     epochs: float | None
@@ -216,6 +218,7 @@ def _planned(
         flops={name: round(value) for name, value in costs.flops.items()},
         step_flops=round(costs.step_flops),
         batch_size=config.optim.batch_size,
+        contexts=costs.contexts,
         images=images,
         epochs=None if images is None else steps / per_epoch,
         steps=steps,

@@ -11,11 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from openjepa.checks import check
-from openjepa.engine.device import (
-    device_name,
-    peak_memory,
-    resolve_precision,
-)
+from openjepa.engine.costs import times_contexts
+from openjepa.engine.device import device_name, peak_memory, resolve_precision
 from openjepa.engine.run_folder import environment
 from openjepa.experiments.generated_photos import is_without_data, timed_source
 from openjepa.recipes import load_recipe
@@ -153,6 +150,7 @@ def _summary(step: TimedStep, rounds: list[dict[str, float]]) -> dict[str, Any]:
         "repeats": len(rounds),
         "flops_per_image": dict(step.costs.flops),
         "flops_per_image_and_step": flops,
+        "contexts_per_image": step.costs.contexts,
         "images_per_second": statistics.median(images / row["step"] for row in rounds),
         "data_images_per_second": statistics.median(images / row["data"] for row in rounds),
         "cores_that_feed_the_step": statistics.median(row["data"] / row["step"] for row in rounds),
@@ -175,11 +173,14 @@ def print_step(result: dict[str, Any]) -> None:
     views = ", ".join(f"{name} {sizes}" for name, sizes in result["views"].items())
     console.print(f"views: {views}; masks: {result['masks_in_words']}")
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in result["flops_per_image"].items())
-    console.print(f"GFLOPs an image and step: {result['flops_per_image_and_step'] / 1e9:.2f} (forward of {parts})")
+    contexts, flops = result["contexts_per_image"], result["flops_per_image_and_step"]
+    each = f", {flops / contexts / 1e9:.2f} for each of {contexts} contexts" if contexts > 1 else ""
+    console.print(f"GFLOPs an image and step: {flops / 1e9:.2f}{each} (forward of {parts})")
     # a CPU's allocator has no count, so the figure is for the process, including Python, the photos and the product's matrices
     peak = "peak memory of the process" if result["device_type"] == "cpu" else "peak memory"
+    speed = f"{result['images_per_second']:.1f} images/s{times_contexts(contexts)}"
     console.print(
-        f"{result['images_per_second']:.1f} images/s, {result['share_of_matmul']:.0%} of a matrix product's "
+        f"{speed}, {result['share_of_matmul']:.0%} of a matrix product's "
         f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, {peak} {decimal(result['peak_memory_bytes'])}"
     )
     cores = result["cores_that_feed_the_step"]

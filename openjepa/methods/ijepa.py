@@ -52,8 +52,8 @@ class IJepa(Method):
         self.target_encoder = EmaTeacher(self.context_encoder) if settings.encodes_targets() else None
 
     def inputs(self) -> InputSpec:
-        """One random crop with a context and target blocks."""
-        return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,))
+        """One random crop with a context and target blocks, or with several of both."""
+        return InputSpec(views={VIEW: self.view}, masked_views=(VIEW,), contexts=self.settings.contexts)
 
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Section 3 of the paper: targets, context, predictions, distance."""

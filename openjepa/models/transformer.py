@@ -278,8 +278,9 @@ def set_slots(network: nn.Module, first: int, number: int, batch_size: int) -> N
     """Makes drop path independent of how a step's batch is divided into microbatches and over processes.
 
     Tells each DropPath in `network` that the next sequences belong to the images `first`, ..., `first + number - 1` of a step
-    of `batch_size` images: `number` sequences for each view, view by view. With the same state of torch's generator before each
-    forward, it then draws the same for an image of the step, in whatever microbatch and process that is.
+    of `batch_size` images: `number` sequences for each view, view by view. (If images have several contexts, all three count
+    contexts.) With the same state of torch's generator before each forward, it then draws the same for an image of the step,
+    in whatever microbatch and process that is.
     """
     paths = [module for module in network.modules() if isinstance(module, DropPath) and module.rate]
     if not paths:

@@ -37,21 +37,21 @@ class PatchEmbedding(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K D"]:
+    def forward(self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "R K"] | None) -> Float[Tensor, "R K D"]:
         """Tokens of all patches in raster order, or of the patches `keep`. Only these are then computed."""
         pixels = _patches(images, self.patch_size, keep)
         return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
 
 
-def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K pixels"]:
-    """The pixels of each (kept) patch as one row."""
+def _patches(images: Float[Tensor, "B 3 h w"], side: int, keep: Int[Tensor, "R K"] | None) -> Float[Tensor, "R K pixels"]:
+    """The pixels of each (kept) patch as one row. Each image has R / B successive rows of `keep`."""
     batch, channels, height, width = images.shape
     rows, columns = height // side, width // side
     cut = images.view(batch, channels, rows, side, columns, side)
     if keep is None:
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-    samples = torch.arange(batch, device=images.device)[:, None]
-    return cut[samples, :, keep // columns, :, keep % columns].flatten(2)  # [B, K, C, side, side] -> [B, K, pixels]
+    samples = (torch.arange(len(keep), device=images.device) // (len(keep) // batch))[:, None]  # [R, 1]
+    return cut[samples, :, keep // columns, :, keep % columns].flatten(2)  # [R, K, C, side, side] -> [R, K, pixels]
 
 
 class VisionTransformer(nn.Module):
@@ -93,14 +93,15 @@ class VisionTransformer(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "B 3 h w"],
-        keep: Int[Tensor, "B K"] | None = None,
-        keep_valid: Bool[Tensor, "B K"] | None = None,
+        keep: Int[Tensor, "R K"] | None = None,
+        keep_valid: Bool[Tensor, "R K"] | None = None,
         replace: Bool[Tensor, "B N"] | None = None,
         num_layers: int = 0,
         branch: Branch = "block",
     ) -> EncoderOutput:
         """Encodes all patches, or only the patches `keep` (raster indices, in that order) at the cost of those alone.
 
+        If `keep` has several rows per image, those of an image follow one another, and each is a sequence of its own.
         `keep_valid` is False for a patch that is padding. No other token sees it, and its own output has no meaning.
         `replace` is True for a patch that the mask token replaces, at the same position. It needs all patches (no `keep`).
         `num_layers` and `branch` ask for outputs of blocks, see `block_outputs`.
@@ -161,8 +162,8 @@ class VisionTransformer(nn.Module):
         return weights
 
     def _tokens(
-        self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "B K"] | None, replace: Bool[Tensor, "B N"] | None = None
-    ) -> Float[Tensor, "B S D"]:
+        self, images: Float[Tensor, "B 3 h w"], keep: Int[Tensor, "R K"] | None, replace: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "R S D"]:
         height, width = images.shape[-2:]
         check_patch_divides(self.config.patch_size, (height, width), "image_size", of="the encoder")
         tokens = self.patch_embed(images, keep)
@@ -177,7 +178,7 @@ class VisionTransformer(nn.Module):
         first = self.cls_token if self.pos_embed is None else self.cls_token + self.pos_embed[:, :1]
         return torch.cat([first.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
-    def _mask_token(self, keep: Int[Tensor, "B K"] | None) -> Float[Tensor, "1 1 D"]:
+    def _mask_token(self, keep: Int[Tensor, "R K"] | None) -> Float[Tensor, "1 1 D"]:
         if self.mask_token is None or keep is not None:
             raise Refusal("replace needs an encoder with mask_token=True, and all patches of the image (keep=None)")
         return self.mask_token
@@ -199,10 +200,10 @@ class VisionTransformer(nn.Module):
     def _bias(
         self,
         images: Float[Tensor, "B 3 h w"],
-        keep: Int[Tensor, "B K"] | None,
-        valid: Bool[Tensor, "B K"] | None,
+        keep: Int[Tensor, "R K"] | None,
+        valid: Bool[Tensor, "R K"] | None,
         dtype: torch.dtype,
-    ) -> Float[Tensor, "#B #heads #S S"] | None:
+    ) -> Float[Tensor, "#R #heads #S S"] | None:
         """The term added to the attention scores of every block: relative positions, and `HIDDEN` for padding."""
         if valid is not None and self.cls_token is not None:
             valid = F.pad(valid, (1, 0), value=True)

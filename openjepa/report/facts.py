@@ -223,11 +223,17 @@ def _redrawn(run: Run) -> str:
 
 
 def _share(run: Run, name: str) -> str:
-    """The count `name` of the log as a share of the images seen."""
+    """The count `name` of the log as a share of the masks of the images seen."""
     counts, images = [value for _, value in run.log.points("train", name)], run.log.last("train", "images")
     if not counts or not images:
         return ""
-    return f"{100 * sum(counts) / images:.1f} %" if any(counts) else "none"
+    return f"{100 * sum(counts) / images / contexts(run):.1f} %" if any(counts) else "none"
+
+
+def contexts(run: Run) -> int:
+    """Number of contexts per image. 1 if the settings do not say it."""
+    value = number(run.setting("method", "contexts"))
+    return int(value) if value is not None and 1 <= value < math.inf else 1
 
 
 def _optimizer(run: Run) -> str:
@@ -241,7 +247,10 @@ def _optimizer(run: Run) -> str:
 
 def _compute(run: Run) -> str:
     flops, seen = run.summary.flops_per_image, images_seen(run)
-    return _joined(f"{_flops(flops)} per image", f"{_flops(flops * seen)} in all" if seen else "") if flops else ""
+    if not flops:
+        return ""
+    each = f"{_flops(flops / contexts(run))} for each of {contexts(run)} contexts" if contexts(run) > 1 else ""
+    return _joined(f"{_flops(flops)} per image", each, f"{_flops(flops * seen)} in all" if seen else "")
 
 
 def _flops(value: float) -> str:
@@ -269,6 +278,7 @@ def _time(run: Run) -> str:
     steps, total = step_seconds(run), total_seconds(run)
     rates = sorted(value for _, value in run.log.points("train", "images_per_second"))
     rate = f"{format_number(rates[len(rates) // 2])} images/s" if rates else ""
+    rate += f" x {contexts(run)} contexts" if rates and contexts(run) > 1 else ""
     return _joined(
         f"{duration(steps)} of steps" if steps is not None else "",
         f"{duration(total)} with looks and saving" if total is not None else "",

@@ -150,7 +150,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         )
         # what was counted since the last line, if the run ends between two
         resources.callback(lambda: log.write_skipped(skips.merge([skips.take()])))
-        meter, is_saved = IntervalMeter(state.step_seconds), found is not None
+        meter, is_saved = IntervalMeter(state.step_seconds, inputs.contexts), found is not None
 
         # ------------------------------------------------------------ steps
         batches = loader.iterate(state.step, state.position, total_steps - state.step)
@@ -187,7 +187,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             for number, batch in enumerate(microbatches):
                 # all microbatches of all processes draw the numbers of the whole batch, and each uses those of its images
                 torch.manual_seed(derive("step", seed, step, 0))
-                set_slots(method, plan.first_slot(number), plan.microbatch_size, plan.batch_size)
+                slots = (plan.first_slot(number), plan.microbatch_size, plan.batch_size)
+                set_slots(method, *(inputs.contexts * slot for slot in slots))
                 accumulate(trained, is_last=number + 1 == plan.num_microbatches)
                 output = _add_gradients(trained, batch, progress, config, device, precision, plan.num_microbatches)
                 meter.add(output, batch)

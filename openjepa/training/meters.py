@@ -15,8 +15,9 @@ from openjepa.types import Batch, BlockMasks, LossOutput, TokenMask
 class IntervalMeter:
     """Averages values over the microbatches of one logging interval. Reads nothing from the device before `finish`."""
 
-    def __init__(self, step_seconds: float = 0.0) -> None:
-        """`step_seconds`: total seconds of the steps of earlier sessions."""
+    def __init__(self, step_seconds: float = 0.0, contexts: int = 1) -> None:
+        """`step_seconds`: total seconds of the steps of earlier sessions. `contexts`: number of contexts per image."""
+        self._contexts = contexts
         self._reset(step_seconds)
 
     def _reset(self, step_seconds: float, seconds_waited: float = 0.0, reads_repeated: int = 0) -> None:
@@ -76,7 +77,8 @@ class IntervalMeter:
         `rates`: further values of the line. `seconds_waited`: time for which this process has waited for data in this session.
         `reads_repeated`: number of reads of images that it has tried again in this session. In the line, `seconds` is the time
         of the run so far. `step_seconds` is the time of its steps including their data path, without looks and saving.
-        `data_wait` is the share of it that steps spend on waiting for data. `reads_repeated` is there only if it is above 0.
+        `data_wait` is the share of it that steps spend on waiting for data. `contexts_per_second` is there only if an image has
+        several contexts, `reads_repeated` only if it is above 0.
         """
         sums = torch.stack(list(self._sums.values())) / max(1, self._microbatches)
         averages = dict(zip(self._sums, distributed.mean_over_ranks(sums).tolist(), strict=True))
@@ -90,6 +92,7 @@ class IntervalMeter:
             **averages,
             **rates,
             "images_per_second": round(self._images / seconds, 2),
+            **({"contexts_per_second": round(self._contexts * self._images / seconds, 2)} if self._contexts > 1 else {}),
             "data_wait": round(min(1.0, wait / seconds), 4),
             **self._token_counts(),
             **self._mask_counts,
@@ -115,6 +118,7 @@ class IntervalMeter:
         """Values of `line` and of the monitor's `latest` look, formatted for the display."""
         shown = {
             "img/s": f"{line['images_per_second']:.0f}",
+            **({"ctx/s": f"{line['contexts_per_second']:.0f}"} if "contexts_per_second" in line else {}),
             "epoch": f"{line['epoch']:.1f}",
             "loss": f"{line['loss']:.4f}",
             "lr": f"{line['lr']:.1e}",

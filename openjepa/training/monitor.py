@@ -117,8 +117,12 @@ class Monitor:
             config, seed = self._config, self._seed
             micro = min(config.optim.microbatch_size or config.optim.batch_size, config.monitor.images)
             number = config.monitor.images // micro * micro
-            self._probe = draw_batches(config, self._method.inputs(), self._sampler, self._splits, number, micro, seed)
+            self._probe = draw_batches(config, self._inputs(), self._sampler, self._splits, number, micro, seed)
         return self._probe
+
+    def _inputs(self) -> InputSpec:
+        """The method's inputs with one context per image, so that runs with one and with several are measured alike."""
+        return replace(self._method.inputs(), contexts=1)
 
     def _output(self, batch: Batch, progress: Progress) -> ProbeOutput:
         with autocast(self._device, self._precision):
@@ -141,7 +145,7 @@ class Monitor:
 
     def _predicted(self, batch: Batch, progress: Progress) -> list[Float[Tensor, "B D"]]:
         """Pooled predictions of the same views for each draw of masks. The draws are the same at every look."""
-        inputs, ids = self._method.inputs(), batch.sample_ids.numpy()
+        inputs, ids = self._inputs(), batch.sample_ids.numpy()
         views = self._normalized(replace(batch, masks={}))
         predicted = []
         for draw in range(self._config.monitor.lidar_masks):

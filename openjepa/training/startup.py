@@ -14,7 +14,7 @@ from openjepa.config import flatten, read_object
 from openjepa.data.source import ListSource, ShardSource
 from openjepa.engine import distributed
 from openjepa.engine.checkpoint import RunIdentity, TrainerState, check_fits, read_state
-from openjepa.engine.costs import StepCosts, count_step
+from openjepa.engine.costs import StepCosts, count_step, each_context, times_contexts
 from openjepa.engine.device import device_name, memory_limit, of_memory
 from openjepa.engine.parallel import choose_strategy
 from openjepa.engine.parallel_costs import Division, Estimate, estimate
@@ -251,9 +251,10 @@ def introduce(
         f"data       {data}",
         f"device     {device} ({device_name(device)}), {precision}, {torch.get_num_threads()} threads",
         f"model      {config.model.words()}{origin}; {format_count(needs.trained_parameters)} weights, "
-        f"{format_count(needs.flops_per_image)} FLOPs an image and step",
+        f"{format_count(needs.flops_per_image)} FLOPs an image and step{each_context(needs.flops_per_image, costs.contexts)}",
         f"masks      {masks_line(config.masks.kind, sampler)}",
-        f"training   {total_steps} steps of {config.optim.batch_size} images ({format_count(images)} in all)",
+        f"training   {total_steps} steps of {config.optim.batch_size} images{times_contexts(costs.contexts)} "
+        f"({format_count(images)} in all)",
         f"estimate   {decimal(round(needs.memory_bytes))} of memory (roughly)",
         *(f"note: {remark}" for remark in remarks),
     ]

@@ -38,6 +38,13 @@ def test_masks_that_do_not_fit_name_those_that_do(name: str) -> None:
         check(replace(config, masks=wrong))
 
 
+def test_the_released_masks_have_one_context() -> None:
+    config = changed("ijepa", contexts=2)
+    check(config)
+    with pytest.raises(ValueError, match=r"method.contexts=2 with masks.mode=official: .* method.contexts=1"):
+        check(replace(config, masks=MultiblockSettings(mode="official", min_keep=3)))
+
+
 @pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
 def test_methods_that_train_the_class_token_need_one(name: str) -> None:
     config = method_config(name, NOWHERE, NOWHERE)

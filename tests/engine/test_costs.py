@@ -4,16 +4,19 @@ What real steps of each method cost is compared in tests/methods/test_every_meth
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from openjepa.engine.costs import StepCosts, representatives
+from openjepa.engine.costs import StepCosts, each_context, representatives, times_contexts
 from openjepa.masks import MASKS
 from openjepa.masks.sampler import TokenShape
 from openjepa.recipes import load_recipe
 from openjepa.settings.derived import resolve
+from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.run import RunConfig
 from openjepa.training.startup import default_view, step_costs
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/costs.json").read_text())
@@ -35,6 +38,24 @@ def test_what_is_counted_is_what_formulas_by_hand_gave(name: str) -> None:
     for precision, size in FORMULA_BYTES.items():
         found = costs.kept(torch.device("cuda"), precision)
         assert found == pytest.approx(size * before["kept_widths"] * images, rel=0.4)
+
+
+def test_each_further_context_costs_a_step_without_the_target_encoder() -> None:
+    config = resolve(load_recipe("cpu-32"), total_steps=1000)
+    view = default_view(config.data)
+    sampler = MASKS[config.masks.strategy].load()(config.masks, config.model.grid(view.size))
+    one, four = (step_costs(_with_contexts(config, number), view, sampler) for number in (1, 4))
+    teacher = one.flops["target_encoder"]
+    assert four.flops["target_encoder"] == teacher and (one.contexts, four.contexts) == (1, 4)
+    assert four.step_flops == pytest.approx(teacher + 4 * (one.step_flops - teacher), rel=1e-12)
+    assert four.kept_bytes == pytest.approx(4 * one.kept_bytes, rel=0.05)
+    assert (times_contexts(1), each_context(8e9, 1)) == ("", "")
+    assert (times_contexts(4), each_context(8e9, 4)) == (" x 4 contexts", " (2.0G for each of 4 contexts)")
+
+
+def _with_contexts(config: RunConfig, number: int) -> RunConfig:
+    assert isinstance(config.method, IJepaSettings)
+    return replace(config, method=replace(config.method, contexts=number))
 
 
 def test_only_plain_attention_keeps_attention_weights() -> None:

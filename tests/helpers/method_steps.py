@@ -35,7 +35,9 @@ def rows(batch: Batch, chosen: list[int]) -> Batch:
     def of_masks(name: str, masks: Masks) -> Masks:
         count = len(batch.views[name])
         places = torch.cat([torch.tensor(chosen) + view * size for view in range(count)])
-        tensors = {key: value[places] for key, value in vars(masks).items() if isinstance(value, Tensor)}
+        found = {key: value for key, value in vars(masks).items() if isinstance(value, Tensor)}
+        # each image may have several rows, one after the other
+        tensors = {key: value.unflatten(0, (count * size, -1))[places].flatten(0, 1) for key, value in found.items()}
         return replace(masks, **tensors)  # type: ignore[arg-type]
 
     views = {name: view[:, chosen] for name, view in batch.views.items()}

@@ -67,6 +67,30 @@ def test_loss_one_patch_at_a_time(loss: str, target_norm: str) -> None:
     assert method(batch, START).total.item() == pytest.approx(total / count, rel=1e-5)
 
 
+def test_contexts_of_an_image_have_the_mean_gradient_of_separate_batches() -> None:
+    """And each image passes the target encoder once."""
+    method, image_rows = build(replace(SETTINGS, contexts=3)), []
+    drawn = [make_batch(4, seed) for seed in range(3)]
+    masks = [batch.masks["image"] for batch in drawn]
+    together = BlockMasks(
+        torch.stack([mask.context for mask in masks], dim=1).flatten(0, 1),  # type: ignore[union-attr]
+        torch.stack([mask.targets for mask in masks], dim=1).flatten(0, 1),  # type: ignore[union-attr]
+        (4, 5),
+    )
+    assert method.inputs().contexts == 3
+    method.target_encoder.register_forward_hook(lambda _, given, __: image_rows.append(len(given[0])))
+    method(replace(drawn[0], masks={"image": together}), START).total.backward()
+    assert image_rows == [4]
+    found = {name: value.grad.clone() for name, value in method.named_parameters() if value.grad is not None}
+    method.zero_grad()
+    for mask in masks:
+        (method(replace(drawn[0], masks={"image": mask}), START).total / 3).backward()
+    expected = {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
+    total = torch.stack([value.norm() for value in expected.values()]).norm()
+    assert found.keys() == expected.keys() and total > 0
+    assert all((found[name] - value).norm() <= 1e-6 * total for name, value in expected.items())
+
+
 def test_targets_get_no_gradient() -> None:
     method = build()
     assert not any(value.requires_grad for value in method.target_encoder.parameters())

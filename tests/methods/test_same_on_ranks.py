@@ -29,12 +29,13 @@ PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)
 RATE = 0.1
 """Learning rate of the one step of plain gradient descent, so that the moving averages have something to follow."""
 COUPLED = {
+    "ijepa": {"contexts": 2},
     "data2vec": {"layer_norm": "batch", "target_branch": "mlp"},
     "dino": {"head_batch_norm": True},
     "ibot": {"head_batch_norm": True},
     "msn": {"head_input_norm": True, "sinkhorn": True},
 }
-"""Settings that switch on every term that looks at the whole batch, and outputs of parts of blocks."""
+"""Settings that switch on every term that looks at the whole batch, several contexts, and outputs of parts of blocks."""
 CENTERS = {"dino": 1, "ibot": 2}
 """Number of centers of a method."""
 
@@ -82,7 +83,8 @@ def take_step(method: Method, batch: Batch) -> Step:
     looks = look(method, batch)
     rank, share = distributed.rank(), len(batch.sample_ids) // distributed.world_size()
     own = rows(batch, list(range(rank * share, (rank + 1) * share)))
-    set_slots(method, rank * share, share, len(batch.sample_ids))
+    contexts = method.inputs().contexts
+    set_slots(method, *(contexts * slot for slot in (rank * share, share, len(batch.sample_ids))))
     torch.manual_seed(7)
     loss = method(own, PROGRESS).total
     loss.backward()

@@ -228,15 +228,24 @@ class ChunkReader:
 def draw_masks(
     sampler: MaskDrawer, inputs: InputSpec, ids: NDArray[np.int64], *, seed: int, epoch: int, step: int, group: int
 ) -> dict[str, Masks]:
-    """The masks of the samples `ids` [B] for every masked view: V x B rows each, view by view. Each view has its own seed."""
+    """The masks of the samples `ids` [B] for every masked view: V x B x contexts rows each, in the order of `Batch.masks`.
+
+    Each view and each context of it has its own seed. The first context's is that of a method with one context.
+    """
     masks, drawn = {}, 0
     for name in inputs.masked_views:
         count = inputs.views[name].count
         seeds = [derive("mask", seed, number) if number else seed for number in range(drawn, drawn + count)]
-        sample_seeds = np.concatenate([derive_samples("mask", one, np.array([epoch]), ids) for one in seeds])
+        sample_seeds = np.concatenate([_context_seeds(one, epoch, ids, inputs.contexts) for one in seeds])
         masks[name] = sampler(sample_seeds, derive("group", seeds[0], step, group), step)
         drawn += count
     return masks
+
+
+def _context_seeds(seed: int, epoch: int, ids: NDArray[np.int64], contexts: int) -> NDArray[np.int64]:
+    """Seeds [B x contexts] of the masks of one view: those of the first sample's contexts, then of the second's."""
+    seeds = [derive("mask", seed, 0, number) if number else seed for number in range(contexts)]
+    return np.stack([derive_samples("mask", one, np.array([epoch]), ids) for one in seeds], axis=1).reshape(-1)
 
 
 def _empty_pixels(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:

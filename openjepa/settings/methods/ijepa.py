@@ -47,6 +47,9 @@ class IJepaSettings(TeacherSettings):
     """Shares of the run between which the weight of the features rises from 0 to 1 on a line, for `pixels_then_features`."""
     target_norm: Literal["layer_norm", "none"] = "layer_norm"
     """Layer norm without affine of the target encoder's output (code: yes; not mentioned in the paper)."""
+    contexts: Annotated[int, AT_LEAST_1] = 1
+    """Contexts per image, each with target blocks of its own (paper: 1). The target encoder sees an image once for all of them,
+    and an image is decoded and cropped once (data2vec 2.0, arXiv 2212.07525, section 3.2). `optim.batch_size` counts images."""
     export_context_encoder: bool = False
     """Export the context encoder, too, beside the target encoder, which the paper evaluates."""
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from openjepa.data.source import ListSource, ShardRecord, open_splits
 from openjepa.data.views import crop_and_resize, crop_box
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
-from openjepa.types import BlockMasks, InputSpec, LoaderPosition, ViewSpec
+from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, ViewSpec
 from tests.helpers.images import write_folder
 from tests.helpers.loading import (
     CPU,
@@ -113,6 +114,29 @@ def test_every_view_has_masks_of_its_own(images: ListSource) -> None:
         seeds = derive_samples("mask", derive("mask", SEED, 1 + view), np.array([0]), samples)
         assert wide.context[8 * view : 8 * (view + 1), 0].tolist() == seeds.tolist()
     assert len(set(wide.targets.flatten().tolist())) == 1
+
+
+def test_every_context_has_masks_of_its_own(images: ListSource) -> None:
+    """The rows of an image follow one another. Its first context is that of a method with one; all share the group's seed."""
+    inputs = InputSpec({"image": VIEW, "wide": ViewSpec((8, 12), count=2)}, ("image", "wide"), contexts=3)
+    (batch,) = load(images, 1, inputs=inputs)
+    (single,) = load(images, 1, inputs=replace(inputs, contexts=1))
+    assert same_views(batch, single), "an image is decoded and cropped once"
+    for name, count in (("image", 1), ("wide", 2)):
+        many, one = batch.masks[name], single.masks[name]
+        assert isinstance(many, BlockMasks) and isinstance(one, BlockMasks)
+        seeds = many.context.view(count, 8, 3)
+        assert torch.equal(seeds[..., 0].reshape(-1, 1), one.context)
+        assert set(many.targets.flatten().tolist()) == set(one.targets.flatten().tolist())
+    every = torch.cat([masks.context.flatten() for masks in batch.masks.values()])  # type: ignore[union-attr]
+    assert len(set(every.tolist())) == 8 * 3 * 3
+    parts = load(images, 1, inputs=inputs, plan=BatchPlan(8, 2))
+    whole = torch.cat([part.masks["image"].context for part in parts])  # type: ignore[union-attr]
+    assert torch.equal(whole, batch.masks["image"].context)  # type: ignore[union-attr]
+
+
+def same_views(first: Batch, second: Batch) -> bool:
+    return all(torch.equal(view, second.views[name]) for name, view in first.views.items())
 
 
 # ------------------------------------------------------------------------------------------- workers, division, resume

@@ -27,6 +27,7 @@ SINCE: dict[str, object] = {
     "method.target_space": "features",
     "method.pixels_until": (0.25, 0.45),
     "method.features_from": (0.25, 0.45),
+    "method.contexts": 1,
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

@@ -5,7 +5,7 @@ import math
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
 from openjepa.settings.fields import check_ranges
-from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings
+from openjepa.settings.masks import BlockwiseSettings, RandomPatchesSettings, RandomTargetsSettings
 
 
 def check_blockwise(masks: BlockwiseSettings, grid: tuple[int, int]) -> None:
@@ -58,6 +58,33 @@ def check_random_patches(masks: RandomPatchesSettings, grid: tuple[int, int]) ->
 def num_visible_of(masks: RandomPatchesSettings, grid: tuple[int, int]) -> int:
     """Number of visible patches: int(N (1 - ratio)), rounded as in the published programs. 9, not 10, of 100 at 0.9."""
     return int(grid[0] * grid[1] * (1 - resolved(masks.ratio)))
+
+
+def check_rasterized(grid: tuple[int, int]) -> None:
+    """Raises Refusal if a grid has no four quadrants. `grid`: rows and columns of patches."""
+    if min(grid) < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise Refusal(f"masks.strategy=rasterized needs at least 2x2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+
+
+def check_random_targets(masks: RandomTargetsSettings, grid: tuple[int, int]) -> None:
+    """Raises Refusal if every patch of a grid would be a target, or none. `grid`: rows and columns of patches."""
+    num_patches = grid[0] * grid[1]
+    if num_patches < 2:
+        fix = "use a smaller model.patch_size or a larger data.image_size"
+        raise Refusal(f"masks.strategy=random_targets needs at least 2 patches; this grid is {grid[0]}x{grid[1]}: {fix}")
+    check_ranges(masks, "masks.")
+    number, where = num_targeted_of(masks, grid), f"masks.target_ratio={masks.target_ratio:g} of {grid[0]}x{grid[1]} patches"
+    if number == 0:
+        raise Refusal(f"{where} makes none a target: use masks.target_ratio={math.ceil(1e4 / num_patches) / 1e4:g} or more")
+    if number == num_patches:
+        largest = math.floor(1e4 * (1 - 1 / num_patches)) / 1e4
+        raise Refusal(f"{where} leaves none to the context: use masks.target_ratio={largest:g} or less")
+
+
+def num_targeted_of(masks: RandomTargetsSettings, grid: tuple[int, int]) -> int:
+    """Number of target patches, rounded to the nearest."""
+    return round(grid[0] * grid[1] * masks.target_ratio)
 
 
 def _words(values: tuple[float, ...]) -> str:

@@ -1,16 +1,18 @@
 """Rectangular blocks on a grid of patches: sizes with their probabilities, positions, covered patches.
 
-Also checks, before anything is drawn, that settings of multi-block masks can work on a grid.
+Also checks, before anything is drawn, that settings of masks with blocks can work on a grid.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolved
-from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.masks import MultiblockSettings, SingleBlockSettings
+from openjepa.types import BlockMasks
 
 RAREST = 0.01
 """Block sizes less probable than this are left out, so that few token shapes occur (at 14x14 they are 2 % of all draws)."""
@@ -30,9 +32,14 @@ class BlockSizes:
 
     def pick(self, uniform: Float[np.ndarray, "*B"]) -> Int[np.ndarray, "*B 2"]:
         """Sizes drawn with their probabilities. Inverts the distribution function at `uniform` numbers in [0, 1)."""
+        sizes: Int[np.ndarray, "*B 2"] = self.sizes[self.picked(uniform)]
+        return sizes
+
+    def picked(self, uniform: Float[np.ndarray, "*B"]) -> Int[np.ndarray, "*B"]:
+        """Numbers of the sizes that `pick` draws."""
         steps = np.cumsum(self.probabilities)[:-1]
-        picked: Int[np.ndarray, "*B 2"] = self.sizes[np.searchsorted(steps, uniform, side="right")]
-        return picked
+        numbers: Int[np.ndarray, "*B"] = np.searchsorted(steps, uniform, side="right")
+        return numbers
 
     @property
     def areas(self) -> Int[np.ndarray, " S"]:
@@ -73,18 +80,22 @@ def place_blocks(
 
 
 def covered(
-    corners: Int[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int]
+    corners: Int[np.ndarray, "*B 2"], sizes: Int[np.ndarray, "*B 2"], grid: tuple[int, int], rolled: bool = False
 ) -> Bool[np.ndarray, "*B H W"]:
-    """True for the patches that lie in each block."""
-    in_rows = _within(corners[..., 0], sizes[..., 0], grid[0])
-    in_columns = _within(corners[..., 1], sizes[..., 1], grid[1])
+    """True for the patches that lie in each block. If `rolled`, blocks go on at the opposite border."""
+    in_rows = within(corners[..., 0], sizes[..., 0], grid[0], rolled)
+    in_columns = within(corners[..., 1], sizes[..., 1], grid[1], rolled)
     inside: Bool[np.ndarray, "*B H W"] = in_rows[..., :, None] & in_columns[..., None, :]
     return inside
 
 
-def _within(start: Int[np.ndarray, "*B"], length: Int[np.ndarray, "*B"], num: int) -> Bool[np.ndarray, "*B n"]:
-    """True for the numbers from 0 to num - 1 that lie in [start, start + length)."""
+def within(
+    start: Int[np.ndarray, "*B"], length: Int[np.ndarray, "*B"], num: int, rolled: bool = False
+) -> Bool[np.ndarray, "*B n"]:
+    """True for the numbers from 0 to num - 1 that lie in [start, start + length). If `rolled`, 0 comes after num - 1."""
     distance = np.arange(num) - start[..., None]
+    if rolled:
+        distance %= num
     inside: Bool[np.ndarray, "*B n"] = (distance >= 0) & (distance < length[..., None])
     return inside
 
@@ -96,12 +107,18 @@ def raster_indices(corners: Int[np.ndarray, "*B 2"], size: tuple[int, int], widt
     return indices
 
 
+def target_and_rest(target: Bool[np.ndarray, "B N"], grid: tuple[int, int]) -> BlockMasks:
+    """Masks with one target, and all other patches as context. Every image must have the same number of target patches."""
+    context, chosen = (np.nonzero(patches)[1].reshape(len(target), -1) for patches in (~target, target))
+    return BlockMasks(torch.from_numpy(context), torch.from_numpy(chosen[:, None]), grid)
+
+
 def scaled_min_keep(min_keep: int, grid: tuple[int, int]) -> int:
     """`min_keep` for an unbiased context on `grid`. Reduced in proportion on grids smaller than 14x14."""
     return int(min_keep * min(1.0, grid[0] * grid[1] / REFERENCE_PATCHES))
 
 
-def check_targets_fit(settings: MultiblockSettings, grid: tuple[int, int], largest_target: int) -> None:
+def check_targets_fit(settings: MultiblockSettings | SingleBlockSettings, grid: tuple[int, int], largest_target: int) -> None:
     """Raises Refusal if one target block may cover the whole grid, so that no redraw could leave a context."""
     if largest_target >= grid[0] * grid[1]:
         raise Refusal(
@@ -128,7 +145,7 @@ def check_context_fits(
             f"masks.num_targets={settings.num_targets} with masks.target_scale={settings.target_scale} do not fit {where}: "
             "use fewer or smaller targets, or a larger grid"
         )
-    if settings.context_cut == "none":
+    if settings.context_cut in ("none", "smallest"):
         fits = next(value for value in range(resolved(settings.min_keep), -1, -1) if scaled_min_keep(value, grid) < median)
         raise Refusal(f"masks.min_keep={settings.min_keep} is too many {where}: the largest value that fits is {fits}")
     raise Refusal(

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import final
 
 import numpy as np
@@ -25,7 +26,7 @@ from openjepa.masks.blocks import (
     scaled_min_keep,
 )
 from openjepa.masks.official_draws import OfficialMultiblock
-from openjepa.masks.sampler import MaskSampler, TokenShape
+from openjepa.masks.sampler import MaskSampler, TokenShape, summed_shapes
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
 from openjepa.settings.derived import resolved
@@ -81,8 +82,22 @@ def none(
     return available
 
 
-CUTS: dict[str, Cut] = {"random_subset": random_subset, "random_window": random_window, "none": none}
+CUTS: dict[str, Cut] = {
+    "random_subset": random_subset,
+    "random_window": random_window,
+    "smallest": random_subset,
+    "none": none,
+}
 """Cuts by their name in `masks.context_cut`."""
+
+
+IGNORED: dict[str, tuple[str, ...]] = {
+    "random_subset": ("min_keep", "cut_images"),
+    "random_window": ("min_keep", "cut_images"),
+    "smallest": ("context_ratio",),
+    "none": ("context_ratio", "cut_images"),
+}
+"""Settings without effect for each cut."""
 
 
 def angular_order(grid: tuple[int, int]) -> Int[np.ndarray, " N"]:
@@ -108,19 +123,25 @@ def pack_indices(
     return np.where(valid, indices, 0), valid
 
 
+def mean_of_smallest(values: Int[np.ndarray, " S"], number: int) -> float:
+    """Mean of the smallest of `number` values that are drawn from S values without replacement, over all such draws."""
+    largest_first = np.sort(values)[::-1]
+    rank = np.arange(len(values))  # number of values that are at least as large
+    chances = np.ones(len(values))  # of all others being among the larger ones, up to a constant
+    for other in range(1, number):
+        chances *= np.maximum(rank - other + 1, 0) / (len(values) - other)
+    return float((largest_first * chances).sum() * number / len(values))
+
+
 def build_multiblock(settings: MultiblockSettings, grid: tuple[int, int]) -> MaskSampler:
     """The sampler for `settings.mode` on a grid of H x W patches. Raises Refusal if the settings are impossible there."""
     check_ranges(settings, "masks.")
     if min(grid) < 1:
         raise Refusal(f"a grid of {grid[0]}x{grid[1]} patches has no room for masks: use larger images or smaller patches")
     if settings.mode == "official":
-        _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "max_redraws"))
+        _warn_ignored(settings, "mode='official'", ("context_cut", "context_ratio", "cut_images", "max_redraws"))
         return OfficialMultiblock(settings, grid)
-    _warn_ignored(
-        settings,
-        f"context_cut={settings.context_cut!r}",
-        ("context_ratio",) if settings.context_cut == "none" else ("min_keep",),
-    )
+    _warn_ignored(settings, f"context_cut={settings.context_cut!r}", IGNORED[settings.context_cut])
     return UnbiasedMultiblock(settings, grid)
 
 
@@ -153,6 +174,10 @@ class UnbiasedMultiblock(MaskSampler):
     cut depend on the sample's own seed. A sample has too few available patches if it has fewer than K, or if
     `context_cut="none"`, at most `min_keep` (scaled down on grids under 14x14). It then draws its positions again, at most
     `max_redraws` times. If that fails, its best draw is padded. A sample never has an empty context.
+
+    The size K of a context that is cut is `context_ratio` of the grid. If `context_cut="smallest"`, it is what the smallest of
+    `cut_images` contexts has on average, and more than `min_keep`. That K depends only on the block sizes of the mask group, so
+    that it does not depend on which other images a process sees.
     """
 
     def __init__(self, settings: MultiblockSettings, grid: tuple[int, int]) -> None:
@@ -164,21 +189,24 @@ class UnbiasedMultiblock(MaskSampler):
         self.context_sizes = block_sizes(grid, settings.context_scale, settings.context_aspect, relative=True)
         check_targets_fit(settings, grid, int(self.target_sizes.areas.max()))
         self._settings = settings
-        self._keep = max(1, round(settings.context_ratio * num_patches))
-        self._needed = self._keep
-        if settings.context_cut == "none":
-            self._needed = 1 + scaled_min_keep(resolved(settings.min_keep), grid)
+        least = max(1, round(settings.context_ratio * num_patches))
+        if settings.context_cut in ("none", "smallest"):
+            least = 1 + scaled_min_keep(resolved(settings.min_keep), grid)
+        self._least = least
         num_available = self._estimate_available()
-        check_context_fits(settings, grid, num_available, self._needed)
+        check_context_fits(settings, grid, num_available, least)
+        self._smallest = self._smallest_contexts() if settings.context_cut == "smallest" else {}
         self.available_ratio = float(num_available.mean()) / num_patches
         """Mean fraction of the patches that the context has before it is cut (estimated from first draws)."""
 
     def __call__(self, sample_seeds: NDArray[np.int64], group_seed: int, step: int) -> BlockMasks:
         """Context and targets of the samples [B]. `redrawn` and `padded` count samples."""
         target, context = self._group_sizes(np.array([derive("group", group_seed, step)]))
-        layout = self._lay_out(sample_seeds, target, context)
-        chosen = CUTS[self._settings.context_cut](layout.available, self._keep, sample_seeds, self.grid)
-        indices, valid = pack_indices(chosen, self._num_tokens(chosen))
+        keep = self._smallest.get((*target[0].tolist(), *context[0].tolist()), self._least)
+        layout = self._lay_out(sample_seeds, target, context, keep)
+        chosen = CUTS[self._settings.context_cut](layout.available, keep, sample_seeds, self.grid)
+        num_tokens = self._padded_length(chosen) if self._settings.context_cut == "none" else keep
+        indices, valid = pack_indices(chosen, num_tokens)
         targets = raster_indices(layout.targets, (int(target[0, 0]), int(target[0, 1])), self.grid[1])
         return BlockMasks(
             context=torch.from_numpy(indices),
@@ -196,10 +224,12 @@ class UnbiasedMultiblock(MaskSampler):
         """
         if self._settings.context_cut == "none":
             return self._estimate_shapes()
+        if self._settings.context_cut == "smallest":
+            return self._smallest_shapes()
         areas, size_area = np.unique(self.target_sizes.areas, return_inverse=True)
         shares = np.bincount(size_area, weights=self.target_sizes.probabilities)
         order = np.argsort(-shares, kind="stable")
-        return tuple(TokenShape(self._keep, int(areas[i]), float(shares[i]), self._settings.num_targets) for i in order)
+        return tuple(TokenShape(self._least, int(areas[i]), float(shares[i]), self._settings.num_targets) for i in order)
 
     def _group_sizes(self, seeds: NDArray[np.int64]) -> tuple[Int[np.ndarray, "G 2"], Int[np.ndarray, "G 2"]]:
         """Rows and columns of the target block and of the context block of each group."""
@@ -207,15 +237,15 @@ class UnbiasedMultiblock(MaskSampler):
         return self.target_sizes.pick(numbers[:, 0]), self.context_sizes.pick(numbers[:, 1])
 
     def _lay_out(
-        self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"]
+        self, seeds: NDArray[np.int64], target: Int[np.ndarray, "#B 2"], context: Int[np.ndarray, "#B 2"], needed: int
     ) -> BlockLayout:
-        """Positions for blocks of one size, or of one size per sample. They are drawn again if the context is too small."""
+        """Positions for blocks of one size, or of one size per sample, drawn again if fewer than `needed` patches are left."""
         sizes = np.broadcast_to(target, (len(seeds), 2)), np.broadcast_to(context, (len(seeds), 2))
         corners, available = self._draw(seeds, *sizes, attempt=0)
         num_available = available.sum(axis=1)
-        redrawn = int((num_available < self._needed).sum())
+        redrawn = int((num_available < needed).sum())
         for attempt in range(1, self._settings.max_redraws + 1):
-            failed = np.nonzero(num_available < self._needed)[0]
+            failed = np.nonzero(num_available < needed)[0]
             if len(failed) == 0:
                 break
             again, left = self._draw(seeds[failed], sizes[0][failed], sizes[1][failed], attempt)
@@ -224,7 +254,7 @@ class UnbiasedMultiblock(MaskSampler):
             num_available = available.sum(axis=1)
         for sample in np.nonzero(num_available == 0)[0]:
             self._stack_targets(corners, available, sizes[0], int(sample))
-        return BlockLayout(corners, available, redrawn, int((num_available < self._needed).sum()))
+        return BlockLayout(corners, available, redrawn, int((num_available < needed).sum()))
 
     def _draw(
         self, seeds: NDArray[np.int64], target: Int[np.ndarray, "B 2"], context: Int[np.ndarray, "B 2"], attempt: int
@@ -249,9 +279,7 @@ class UnbiasedMultiblock(MaskSampler):
         corners[sample] = corners[sample, :1]
         available[sample] = ~covered(corners[sample, 0], target[sample], self.grid).reshape(-1)
 
-    def _num_tokens(self, chosen: Bool[np.ndarray, "B N"]) -> int:
-        if self._settings.context_cut != "none":
-            return self._keep
+    def _padded_length(self, chosen: Bool[np.ndarray, "B N"]) -> int:
         most = int(chosen.sum(axis=1).max(initial=1))
         return min(-(-most // TOKEN_MULTIPLE) * TOKEN_MULTIPLE, self.grid[0] * self.grid[1])
 
@@ -263,6 +291,25 @@ class UnbiasedMultiblock(MaskSampler):
         num_available: Int[np.ndarray, " S"] = available.sum(axis=1)
         return num_available
 
+    def _smallest_contexts(self) -> dict[tuple[int, int, int, int], int]:
+        """Number of patches of the cut context, for each size of the target block and of the context block."""
+        images = self._settings.cut_images
+        seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(max(512, 4 * images)))
+        found = {}
+        for target, context in product(self.target_sizes.sizes, self.context_sizes.sizes):
+            sizes = np.broadcast_to(target, (len(seeds), 2)), np.broadcast_to(context, (len(seeds), 2))
+            smallest = mean_of_smallest(self._draw(seeds, *sizes, attempt=0)[1].sum(axis=1), images)
+            found[(*target.tolist(), *context.tolist())] = max(self._least, round(smallest))
+        return found
+
+    def _smallest_shapes(self) -> tuple[TokenShape, ...]:
+        pairs = product(self.target_sizes.probabilities, self.context_sizes.probabilities)
+        parts = [
+            (keep, rows * columns, target * context)
+            for ((rows, columns, _, _), keep), (target, context) in zip(self._smallest.items(), pairs, strict=True)
+        ]
+        return summed_shapes(parts, self._settings.num_targets)
+
     def _estimate_shapes(self) -> tuple[TokenShape, ...]:
         """Shapes of the same microbatches for each size of the target block, weighted by the known probability of that size."""
         num_samples = min(self._settings.group_size or 128, 256)
@@ -272,9 +319,9 @@ class UnbiasedMultiblock(MaskSampler):
         context = np.repeat(self._group_sizes(seeds[:num_groups] + 1)[1], num_samples, axis=0)
         probabilities: Counter[tuple[int, int]] = Counter()
         for size, probability in zip(self.target_sizes.sizes, self.target_sizes.probabilities, strict=True):
-            available = self._lay_out(seeds, size[None], context).available.reshape(num_groups, num_samples, -1)
+            available = self._lay_out(seeds, size[None], context, self._least).available.reshape(num_groups, num_samples, -1)
             for group in available:
-                probabilities[self._num_tokens(group), int(size.prod())] += probability / num_groups
+                probabilities[self._padded_length(group), int(size.prod())] += probability / num_groups
         return tuple(
             TokenShape(*shape, float(share), self._settings.num_targets) for shape, share in probabilities.most_common()
         )

@@ -1,6 +1,8 @@
 """MaskSampler, the contract of every mask strategy, and NoMasks, for methods that compare whole views."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -29,6 +31,15 @@ class TokenShape:
     def places(self) -> int:
         """Number of places that are enough for the target tokens of any image."""
         return self.target if self.most_targets is None else self.most_targets
+
+
+def summed_shapes(parts: Iterable[tuple[int, int, float]], num_targets: int) -> tuple[TokenShape, ...]:
+    """Shapes from context tokens, target tokens and probability, the most frequent first. Equal counts become one shape."""
+    shares: dict[tuple[int, int], float] = defaultdict(float)
+    for context, target, probability in parts:
+        shares[int(context), int(target)] += float(probability)
+    ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(TokenShape(*tokens, share, num_targets) for tokens, share in ordered)
 
 
 class MaskSampler(ABC):

@@ -31,7 +31,7 @@ def test_the_small_run_of_every_method_can_work(name: str) -> None:
 def test_masks_that_do_not_fit_name_those_that_do(name: str) -> None:
     config = method_config(name, NOWHERE, NOWHERE)
     wrong = NoMaskSettings() if name == "ijepa" else MultiblockSettings()
-    single = {"ijepa": "multiblock", "dino": "none", "mae": "random_patches", "msn": "random_patches"}
+    single = {"ijepa": "multiblock or .* or inverse_block", "dino": "none", "mae": "random_patches", "msn": "random_patches"}
     fitting = single.get(name, r"random_patches or blockwise|blockwise or random_patches")
     message = rf"does not fit method.name={name}, .* use masks.strategy=({fitting}), or start from a recipe of {name} "
     with pytest.raises(ValueError, match=message):

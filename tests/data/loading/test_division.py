@@ -15,7 +15,14 @@ from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.masks import MASKS
 from openjepa.masks.official_draws import microbatch_note
 from openjepa.masks.sampler import MaskSampler
-from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, RandomPatchesSettings
+from openjepa.settings.masks import (
+    BlockwiseSettings,
+    InverseBlockSettings,
+    MaskSettings,
+    MultiblockSettings,
+    RandomPatchesSettings,
+    SingleBlockSettings,
+)
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
 from openjepa.types import Batch, BlockMasks, ColorChange, InputSpec, LoaderPosition, ViewSpec
 from tests.helpers.images import write_folder
@@ -135,7 +142,9 @@ def test_a_run_goes_on_with_another_number_of_processes(kind: str, tmp_path: Pat
 
 
 MASK_SETTINGS: tuple[MaskSettings, ...] = (
-    *(MultiblockSettings(context_cut=cut) for cut in ("random_subset", "random_window", "none")),
+    *(MultiblockSettings(context_cut=cut) for cut in ("random_subset", "random_window", "smallest", "none")),
+    SingleBlockSettings(),
+    InverseBlockSettings(),
     BlockwiseSettings(ratios=(0.0, 0.3), spreads=(0.0, 0.2)),
     BlockwiseSettings(),
     RandomPatchesSettings(),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 
-from openjepa.checks.grids import check_blockwise, check_random_patches
+from openjepa.checks.grids import check_blockwise, check_random_patches, check_random_targets, check_rasterized
 from openjepa.checks.methods import method_checks, without_effect
 from openjepa.refusals import Refusal, refuse, refused
 from openjepa.settings.derived import (
@@ -17,7 +17,13 @@ from openjepa.settings.derived import (
     resolved,
 )
 from openjepa.settings.fields import out_of_range
-from openjepa.settings.masks import BlockwiseSettings, MultiblockSettings, RandomPatchesSettings
+from openjepa.settings.masks import (
+    BlockwiseSettings,
+    MultiblockSettings,
+    RandomPatchesSettings,
+    RandomTargetsSettings,
+    RasterizedSettings,
+)
 from openjepa.settings.models import SIZES, ModelSettings, check_heads, check_patch_divides, check_positions
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
@@ -71,6 +77,10 @@ def _model_checks(config: RunConfig) -> list[Callable[[], None]]:
     found += method_checks(config)
     if isinstance(masks, MultiblockSettings):
         found.append(partial(_check_multiblock, grid))
+    if isinstance(masks, RasterizedSettings):
+        found.append(partial(check_rasterized, grid))
+    if isinstance(masks, RandomTargetsSettings):
+        found.append(partial(check_random_targets, masks, grid))
     if isinstance(masks, BlockwiseSettings):
         found.append(partial(check_blockwise, masks, grid))
     if isinstance(masks, RandomPatchesSettings):
@@ -102,7 +112,7 @@ def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
     if config.data.cache_size is not None and config.data.cache == "none":
         found.append(f"data.cache_size={config.data.cache_size} has no effect with data.cache=none")
     masks = config.masks
-    is_shared = isinstance(masks, MultiblockSettings) or (isinstance(masks, RandomPatchesSettings) and masks.shared)
+    is_shared = masks.kind == "blocks" or (isinstance(masks, RandomPatchesSettings) and masks.shared)
     if masks.group_size is not None and not is_shared:
         found.append(f"masks.group_size={masks.group_size} has no effect: these masks ({masks.strategy}) share nothing")
     run, usual = config.run, RunSettings()

@@ -1,6 +1,7 @@
 """The training loop: equal results however a batch is split, a stop at bad numbers, a log that says what happened."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openjepa.masks import MASKS
 from openjepa.methods.ijepa import IJepa
 from openjepa.settings.run import MonitorSettings, SystemSettings
 from openjepa.system.interrupts import Interrupted, Interrupts
@@ -35,6 +37,17 @@ def test_a_run_leaves_what_the_other_stages_read(images: Path, tmp_path: Path) -
     assert [line["step"] for line in lines(run, "train")] == [1, 2, 3, 4]
     assert [line["step"] for line in lines(run, "monitor")] == [0, 2, 4]
     assert {"feature_std", "cosine", "rankme", "loss_mean_target", "loss_position_mean"} <= set(lines(run, "monitor")[0])
+
+
+@pytest.mark.parametrize("strategy", [name for name, entry in MASKS.items() if entry.settings.kind == "blocks"])
+def test_every_strategy_of_blocks_trains_on_odd_rectangles(strategy: str, images: Path, tmp_path: Path) -> None:
+    config = small_config(images, tmp_path, total_steps=2, microbatch_size=4)
+    config = replace(config, masks=MASKS[strategy].settings(strategy=strategy), monitor=MonitorSettings(every=0))
+    run = train(replace(config, data=replace(config.data, image_size=(28, 20))))
+    assert run is not None
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["step"] == 2 and summary["mask_mode"].startswith(strategy)
+    assert all(math.isfinite(line["loss"]) for line in lines(run, "train"))
 
 
 def test_a_finished_run_is_not_trained_again(images: Path, tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def test_outputs_that_cannot_be_written_are_refused_first(
 
 
 def test_no_masks_are_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"masks.strategy=none has nothing to show: use one of multiblock, random_patches, bl"):
+    with pytest.raises(
+        ValueError, match=r"masks.strategy=none has nothing to show: use one of multiblock, .*random_patches, bl"
+    ):
         data_masks(["--masks.strategy", "none", "--output", str(tmp_path / "m.png")], "openjepa data masks")
     assert not list(tmp_path.iterdir())
 

@@ -24,6 +24,7 @@ SINCE: dict[str, object] = {
     "parallel.strategy": "auto",
     "parallel.reduce_precision": "fp32",
     "parallel.timeout_seconds": 1800.0,
+    "masks.cut_images": 128,
     "method.target_space": "features",
     "method.pixels_until": (0.25, 0.45),
     "method.features_from": (0.25, 0.45),

@@ -96,6 +96,8 @@ class Summary:
     collapsed: bool | None = None
     verdict: str | None = None
     """A sentence that says whether and how the features have collapsed."""
+    predicts_positions: bool | None = None
+    """True if the predictions say no more than the position of their targets. None if unknown, or if there are no positions."""
     monitor: Mapping[str, float | None] | None = None
     """The latest statistics of the features; None for a number that was not finite."""
     error: str = ""
@@ -105,7 +107,7 @@ class Summary:
         """The entries of the file. Entries that only some runs have are left out if they are empty."""
         content = asdict(self)
         absent = [name for name in ("init", "error", "data_facts", "about") if not content[name]]
-        absent += ["collapsed", "verdict", "monitor"] if self.monitor is None else []
+        absent += ["collapsed", "verdict", "predicts_positions", "monitor"] if self.monitor is None else []
         return {name: value for name, value in content.items() if name not in absent}
 
 

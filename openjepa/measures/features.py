@@ -10,7 +10,7 @@ An encoder that collapses gives the same output for every image.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -334,10 +334,6 @@ def _slope(x: Float[Tensor, " k"], y: Float[Tensor, " k"], weights: Float[Tensor
 # ------------------------------------------------------------------------------------------------------------ signs of collapse
 
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(prediction, target) of equal shape -> scalar. The loss of the method."""
-
-
 def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
     """Statistics of the pooled features of n images. Raises Refusal if n is below 2.
 
@@ -350,28 +346,3 @@ def collapse_statistics(features: Float[Tensor, "n D"]) -> CollapseStatistics:
     units = functional.normalize(values, dim=1).double() if values.device.type != "mps" else functional.normalize(values, dim=1)
     cosine = (units.sum(dim=0).square().sum() - units.square().sum()) / (num_images * (num_images - 1))
     return CollapseStatistics(float(values.std(dim=0).mean()), float(cosine), rankme(values))
-
-
-@dataclass(frozen=True)
-class TrivialLosses:
-    """The losses of two predictors that do not look at the context. A method that learns comes below both."""
-
-    mean_target: float
-    """Loss if the prediction is always the mean of all targets."""
-    position_mean: float
-    """Loss if the prediction at each position of the grid is the mean target of that position."""
-
-
-def trivial_losses(targets: Float[Tensor, "B M T D"], positions: Int[Tensor, "B M T"], distance: Distance) -> TrivialLosses:
-    """Losses of the trivial predictors on these targets, under the method's own `distance`.
-
-    Both means include the target itself. This favors the trivial predictors if a position occurs only a few times.
-    """
-    flat = targets.detach().float().flatten(0, 2)  # [B*M*T, D]
-    where = positions.flatten()  # [B*M*T]
-    overall = flat.mean(dim=0, keepdim=True).expand_as(flat)
-    num_positions = int(where.max()) + 1
-    sums = torch.zeros(num_positions, flat.shape[1], device=flat.device).index_add_(0, where, flat)
-    counts = torch.bincount(where, minlength=num_positions).clamp(min=1)
-    by_position = (sums / counts[:, None])[where]
-    return TrivialLosses(float(distance(overall, flat)), float(distance(by_position, flat)))

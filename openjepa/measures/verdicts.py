@@ -1,4 +1,6 @@
-"""Verdicts on measured numbers: does an encoder collapse, and do energies tell pairs apart? Does not import torch.
+"""Verdicts on measured numbers: does an encoder collapse, does a run predict positions, do energies tell pairs apart?
+
+Does not import torch.
 
 Training and `bench energy` write the answers as flags beside their sentences. The report reads the flags. For older runs, which
 have no flags, it applies the rules given here.
@@ -47,7 +49,7 @@ def judged(history: Sequence[CollapseStatistics]) -> Look:
     sign that only the latest look shows never counts either, because healthy runs can dip once and recover.
     """
     finite = _finite(history)
-    if len(finite) < 3 or not _finite(history[-1:]):
+    if len(finite) < 3 or not _is_finite(history[-1]):
         return Look(None, None)
     signs = set(_signs(finite[:-1])) & set(_signs(finite))
     if not signs:
@@ -59,7 +61,11 @@ def judged(history: Sequence[CollapseStatistics]) -> Look:
 
 def _finite(history: Sequence[CollapseStatistics]) -> list[CollapseStatistics]:
     """The looks whose numbers are all finite. Other looks cannot be compared."""
-    return [look for look in history if all(math.isfinite(value) for value in vars(look).values())]
+    return [look for look in history if _is_finite(look)]
+
+
+def _is_finite(look: CollapseStatistics | PositionStatistics) -> bool:
+    return all(math.isfinite(value) for value in vars(look).values())
 
 
 def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
@@ -78,6 +84,79 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
     if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
         signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
     return signs
+
+
+# ------------------------------------------------------------------------------------------------------- predicting positions
+
+
+@dataclass(frozen=True)
+class PositionStatistics:
+    """One look at what positions alone predict of the targets, and at what predictions say beyond it."""
+
+    position_share: float
+    """Share of the targets' variance over images and positions that the mean of their position explains. 1: all of it."""
+    cosine_own: float
+    """Mean cosine between a prediction and its own target."""
+    cosine_other: float
+    """Mean cosine between a prediction and the target of another image at the same position."""
+    cosine_targets: float
+    """Mean cosine between a target and that of another image at the same position."""
+
+    @property
+    def gap(self) -> float:
+        """`cosine_own` - `cosine_other`. 0: a prediction says nothing about its image."""
+        return self.cosine_own - self.cosine_other
+
+    @property
+    def beyond_position(self) -> float:
+        """`gap` as a share of that of exact predictions, 1 - `cosine_targets`. 0 if targets have nothing beyond positions."""
+        reach = 1 - self.cosine_targets
+        return self.gap / reach if reach > 0 else 0.0
+
+
+LEAST_BEYOND = 0.05
+"""Share of what targets say beyond their position below which predictions count as predictions of the position."""
+MOST_EXPLAINED = 0.9
+"""Share of the targets' variance explained by positions above which targets count as positions."""
+
+
+@dataclass(frozen=True)
+class PositionLook:
+    """The verdict on the looks at positions so far."""
+
+    positions: bool | None
+    """True if the run predicts positions. None before the third finite look, and if the latest look is not finite."""
+    words: str | None
+    """The same in a sentence. None if it is not known."""
+
+
+def judged_positions(history: Sequence[PositionStatistics]) -> PositionLook:
+    """Judges whether a run predicts positions instead of images, from its looks so far (oldest first).
+
+    As in `judged`, the first look never counts, because an untrained predictor predicts nothing, nor does what only the latest
+    look shows.
+    """
+    finite = [look for look in history if _is_finite(look)]
+    if len(finite) < 3 or not _is_finite(history[-1]):
+        return PositionLook(None, None)
+    latest, before = finite[-1], finite[-2]
+    empty = [look.position_share > MOST_EXPLAINED for look in (before, latest)]
+    blind = [look.beyond_position < LEAST_BEYOND for look in (before, latest)]
+    if all(empty):
+        words = f"their position alone explains {latest.position_share:.0%} of the variance of the targets"
+    elif all(blind):
+        words = (
+            f"the cosine of a prediction with its own target ({latest.cosine_own:.3f}) is hardly larger than that with another "
+            f"image's target at the same place ({latest.cosine_other:.3f})"
+        )
+    else:
+        own, other = f"{latest.cosine_own:.2f}", f"{latest.cosine_other:.2f}"
+        words = f"cosine {own} with their own target, {other} with another image's at the same place"
+        return PositionLook(False, f"Predictions tell images apart: {words}.")
+    return PositionLook(True, f"The run predicts positions, not images: {words}.")
+
+
+# --------------------------------------------------------------------------------------------------------------- energies
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ class ProbeOutput:
     """Output of a method for the fixed probe batch. The loop watches it for collapse.
 
     Tensors stay on the device. Methods that regress features give targets and positions. The loop then compares `loss` with the
-    losses of two trivial predictors under `distance`: the mean of all targets, and the mean target of each position. Other
-    methods (DINO) leave these fields None.
+    losses of two trivial predictors under `distance`: the mean of all targets, and the mean target of each position. If they
+    also give predictions and other targets, it measures what a prediction knows beyond its position. Other methods (DINO) leave
+    these fields None.
     """
 
     features: Float[Tensor, "B D"]
@@ -41,6 +42,10 @@ class ProbeOutput:
     """Patch index of each target."""
     distance: Callable[[Float[Tensor, "*shape"], Float[Tensor, "*shape"]], Float[Tensor, ""]] | None = None
     """The method's own loss between predictions and targets of equal shape."""
+    predictions: Float[Tensor, "B M T D"] | None = None
+    """The predictions of the targets."""
+    other_targets: Float[Tensor, "B M T D"] | None = None
+    """For each target the one of another image at the same position: that of the next image of the batch."""
 
 
 @dataclass(frozen=True)

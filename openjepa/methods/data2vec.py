@@ -118,11 +118,12 @@ class Data2Vec(Method):
         images, mask = _images_and_mask(batch)
         with self.looking():
             encoded: EncoderOutput = self._exported()(images)
-            targets = self.teacher(images)
-            loss = self._loss(self._predictions(images, mask), targets, mask)
+            targets, predictions = self.teacher(images), self._predictions(images, mask)
+            loss = self._loss(predictions, targets, mask)
+        features = encoded.pooled(self.encoder_config.pooling)
         sample, place = mask.masked.nonzero(as_tuple=True)
-        chosen = targets[sample, place][:, None, None]
-        return ProbeOutput(encoded.pooled(self.encoder_config.pooling), loss, chosen, place[:, None, None], self.distance)
+        chosen, predicted, others = (part[sample, place][:, None, None] for part in (targets, predictions, targets.roll(-1, 0)))
+        return ProbeOutput(features, loss, chosen, place[:, None, None], self.distance, predicted, others)
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """Predictions averaged over the masked patches of each image, without drop path."""

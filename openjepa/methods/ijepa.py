@@ -76,10 +76,14 @@ class IJepa(Method):
         distance = partial(self.spaces.distance, progress=progress)
         with self.looking():
             whole = self._whole(images)
-            targets = self.spaces.at(whole, masks.targets, progress)
-            loss = distance(self._predictions(images, masks).blocks, targets)
+            targets, predictions = self.spaces.at(whole, masks.targets, progress), self._predictions(images, masks).blocks
+            of_an_image = len(masks.targets) // len(images)
+            # of each image at the places of the image before it
+            others = self.spaces.at(whole, masks.targets.roll(of_an_image, 0), progress).roll(-of_an_image, 0)
+            loss = distance(predictions, targets)
             encoded = self.context_encoder(images) if self.target_encoder is None else whole.encoded
-        return ProbeOutput(encoded.pooled(self.encoder_config.pooling), loss, targets, masks.targets, distance)
+        features = encoded.pooled(self.encoder_config.pooling)
+        return ProbeOutput(features, loss, targets, masks.targets, distance, predictions, others)
 
     def predicted_features(self, batch: Batch, progress: Progress) -> Float[Tensor, "B D"]:
         """The predictor's outputs averaged over blocks and patches, without drop path."""

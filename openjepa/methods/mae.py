@@ -72,10 +72,12 @@ class Mae(Method):
         images, visible, masked = _images_and_patches(batch)
         with self.looking():
             encoded: EncoderOutput = self.encoder(images)
-            targets = _chosen(self.targets(images), masked)
-            loss = self.distance(self._reconstructions(images, visible, masked), targets)
+            pixels, predictions = self.targets(images), self._reconstructions(images, visible, masked)
+            targets, others = _chosen(pixels, masked), _chosen(pixels.roll(-1, 0), masked)
+            loss = self.distance(predictions, targets)
         features = encoded.pooled(self.encoder_config.pooling)
-        return ProbeOutput(features, loss, targets[:, None], masked[:, None], self.distance)
+        rows = (part[:, None] for part in (predictions, others))
+        return ProbeOutput(features, loss, targets[:, None], masked[:, None], self.distance, *rows)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
         """Distance between the reconstruction from the visible patches of image i and the same patches' pixels in image j."""

@@ -68,6 +68,20 @@ LEARNING = (
     ),
     Quantity("Similarity of images", "monitor", "cosine", "Mean cosine between two images' features; 1 is collapse."),
     Quantity(
+        "Beyond the position",
+        "monitor",
+        "cosine_gap",
+        "Cosine of predictions with their own target, less that with another image's at the same place; 0 is knowing only where.",
+        True,
+    ),
+    Quantity(
+        "Explained by positions",
+        "monitor",
+        "position_share",
+        "Share of the targets' variance that the mean of their position explains; 1 says nothing of the image.",
+        True,
+    ),
+    Quantity(
         "Entropy of the targets",
         "train",
         "target_entropy",

@@ -6,7 +6,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from openjepa.config import number
-from openjepa.measures.verdicts import HEALTHY, CollapseStatistics, Look, judged
+from openjepa.measures.verdicts import (
+    HEALTHY,
+    CollapseStatistics,
+    Look,
+    PositionStatistics,
+    judged,
+    judged_positions,
+)
 from openjepa.records import seconds_of_steps
 from openjepa.report.numbers import duration, format_number
 from openjepa.report.reading import Run, began_from, text
@@ -312,12 +319,15 @@ def _started(run: Run) -> str:
 
 
 def collapse(run: Run) -> Verdict:
-    """The flag and the sentence that training wrote, and its latest statistics of the features."""
+    """The flags and the sentence that training wrote, and its latest statistics of the features."""
     look = _look(run)
     said, evidence = look.words or "", _evidence(run)
     if run.energy is not None and run.energy.flat and run.energy.step == run.summary.step:
         kept = ", though its features still differ" if look.collapsed is False else ""
         return Verdict("bad", f"The method has collapsed: its energy is the same for all pairs{kept}.", evidence)
+    if look.collapsed is not True and _predicts_positions(run):
+        kept = ", though its features keep their spread and rank" if look.collapsed is False else ""
+        return Verdict("bad", f"This run predicts positions, not images{kept}.", evidence)
     if look.collapsed is not None:
         return Verdict("bad" if look.collapsed else "good", said, evidence)
     if said or evidence:
@@ -338,10 +348,21 @@ def _look(run: Run) -> Look:
 
 def _looks(run: Run) -> list[CollapseStatistics]:
     """The logged statistics of the features. Numbers that were not finite are nan."""
-    names = [item.name for item in fields(CollapseStatistics)]
+    return [CollapseStatistics(**look) for look in _logged(run, CollapseStatistics)]
+
+
+def _predicts_positions(run: Run) -> bool | None:
+    """The flag that training wrote. For runs without it, training's rule is applied to what they logged."""
+    flag = run.summary.predicts_positions
+    looks = [PositionStatistics(**look) for look in _logged(run, PositionStatistics)]
+    return judged_positions(looks).positions if flag is None else flag
+
+
+def _logged(run: Run, kind: type[CollapseStatistics | PositionStatistics]) -> list[dict[str, float]]:
+    """The numbers of `kind` at each look by name; nan if they are not known or were not finite."""
     logged = {name: dict(run.log.points("monitor", name)) for name in run.log.series.get("monitor", {})}
     steps = sorted({step for values in logged.values() for step in values})
-    return [CollapseStatistics(*(logged.get(name, {}).get(step, math.nan) for name in names)) for step in steps]
+    return [{item.name: logged.get(item.name, {}).get(step, math.nan) for item in fields(kind)} for step in steps]
 
 
 def _evidence(run: Run) -> str:
@@ -359,7 +380,18 @@ def _evidence(run: Run) -> str:
     if loss is not None and known:
         parts.append(f"loss {format_number(loss)} where the better trivial predictor has {format_number(min(known))}")
     evidence = _joined(*parts)
-    return f"At the last look: {evidence}." if evidence else ""
+    return f"At the last look: {evidence}.{_beyond_positions(run)}" if evidence else ""
+
+
+def _beyond_positions(run: Run) -> str:
+    """A sentence on what positions explain, and what predictions say beyond them; empty if it was not measured."""
+    share, own, other = (run.log.last("monitor", name) for name in ("position_share", "cosine_own", "cosine_other"))
+    if share is None or own is None or other is None:
+        return ""
+    return (
+        f" Positions alone explain {max(0.0, share):.0%} of the targets' variance. Predictions have a cosine of {own:.2f} with "
+        f"their own target and of {other:.2f} with another image's at the same place."
+    )
 
 
 def _settings(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:

@@ -125,6 +125,8 @@ class IntervalMeter:
         }
         if "rankme" in latest:
             shown["rank"] = f"{latest['rankme']:.1f}"
+        if "cosine_gap" in latest:
+            shown["gap"] = f"{latest['cosine_gap']:.2f}"
         if "knn" in latest:
             shown["k-NN"] = f"{100 * latest['knn']:.1f}%"
         return shown

@@ -18,8 +18,9 @@ from openjepa.data.source import ListSource, Splits
 from openjepa.engine.device import autocast, pooled_features
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks.sampler import MaskSampler
-from openjepa.measures.features import alpha_req, collapse_statistics, knn_accuracy, lidar, trivial_losses
-from openjepa.measures.verdicts import CollapseStatistics, Look, judged
+from openjepa.measures.features import alpha_req, collapse_statistics, knn_accuracy, lidar
+from openjepa.measures.positions import position_statistics, trivial_losses
+from openjepa.measures.verdicts import CollapseStatistics, Look, PositionLook, PositionStatistics, judged, judged_positions
 from openjepa.methods.base import Method, ProbeOutput
 from openjepa.models.vit import VisionTransformer
 from openjepa.schedules import Progress
@@ -31,6 +32,7 @@ from openjepa.types import Batch, InputSpec, LoaderPosition
 
 _NEIGHBORS = 20
 _LOGGED = tuple(item.name for item in fields(CollapseStatistics))
+_LOGGED_POSITIONS = tuple(item.name for item in fields(PositionStatistics))
 
 
 class Monitor:
@@ -59,7 +61,10 @@ class Monitor:
         self._labeled: _LabeledImages | None = None
         looks = [_values(line) for line in log.read("monitor")]
         self._history = [CollapseStatistics(**{name: look[name] for name in _LOGGED}) for look in looks]
-        self._warned, self._say = False, say
+        told = [look for look in looks if set(_LOGGED_POSITIONS) <= set(look)]  # older versions did not measure them
+        self._positions = [PositionStatistics(**{name: look[name] for name in _LOGGED_POSITIONS}) for look in told]
+        self._warned: set[str] = set()
+        self._say = say
         if config.monitor.knn and not splits.can_test:
             say("no online k-NN: this data has no labels or no test split")
         self.latest = looks[-1] if looks else {}
@@ -95,6 +100,7 @@ class Monitor:
             **self._lidar(progress),
             "loss": float(torch.stack([output.loss for output in outputs]).mean()),
             **_trivial(outputs),
+            **self._at_positions(outputs),
             **self._nearest_neighbors(),
         }
         self._log.write("monitor", progress.step, {"epoch": round(progress.epoch, 4), **self.latest})
@@ -104,12 +110,29 @@ class Monitor:
         """Verdict on the looks so far: do they show signs of collapse?"""
         return judged(self._history)
 
+    def judged_positions(self) -> PositionLook:
+        """Verdict on the looks so far: does the run predict positions?"""
+        return judged_positions(self._positions)
+
+    def _at_positions(self, outputs: list[ProbeOutput]) -> dict[str, float]:
+        """Remembers and returns what positions alone predict; empty if the method does not predict at positions."""
+        statistics = _position_statistics(outputs)
+        if statistics is None:
+            return {}
+        self._positions.append(statistics)
+        return {**asdict(statistics), "cosine_gap": statistics.gap}
+
     def _warn(self) -> None:
-        """Warns once if the run shows signs of collapse."""
-        look = self.judged()
-        if look.collapsed and look.words and not self._warned:
-            self._warned = True
-            self._say(look.words)
+        """Warns once if the run shows signs of collapse, and once if it predicts positions."""
+        look, positions = self.judged(), self.judged_positions()
+        found = {
+            "collapse": look.words if look.collapsed else None,
+            "positions": positions.words if positions.positions else None,
+        }
+        for sign, words in found.items():
+            if words and sign not in self._warned:
+                self._warned.add(sign)
+                self._say(words)
 
     def _probe_batches(self) -> list[Batch]:
         """The fixed probe batch, as microbatches of uint8 on the CPU. It is drawn once, from seeds that training never uses."""
@@ -233,7 +256,22 @@ def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
     positions = [output.target_positions for output in outputs if output.target_positions is not None]
     if distance is None or not targets:
         return {}
-    # one long row: the microbatches of a stream belong to several steps, whose blocks have several sizes
-    rows, places = (torch.cat([part.flatten(0, 2) for part in parts])[None, None] for parts in (targets, positions))
-    losses = trivial_losses(rows, places, distance)
+    losses = trivial_losses(_one_row(targets), _one_row(positions), distance)
     return {"loss_mean_target": losses.mean_target, "loss_position_mean": losses.position_mean}
+
+
+def _position_statistics(outputs: list[ProbeOutput]) -> PositionStatistics | None:
+    """What positions alone predict, and what predictions say beyond it. None if the method does not predict at positions."""
+    names = ("predictions", "targets", "other_targets", "target_positions")
+    parts = [[getattr(output, name) for output in outputs] for name in names]
+    if any(part is None for found in parts for part in found):
+        return None
+    return position_statistics(*(_one_row(found) for found in parts))
+
+
+def _one_row(parts: list[Tensor]) -> Tensor:
+    """The rows of all parts as one image with one block.
+
+    The microbatches of a stream belong to several steps, whose blocks have several sizes.
+    """
+    return torch.cat([part.flatten(0, 2) for part in parts])[None, None]

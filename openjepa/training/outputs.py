@@ -155,11 +155,11 @@ class Outputs:
 def _judgment(monitor: Monitor | None) -> dict[str, Any]:
     """Entries of the summary on the looks at the features. They are None before the end of a session."""
     if monitor is None:
-        return {"collapsed": None, "verdict": None, "monitor": None}
+        return {"collapsed": None, "verdict": None, "predicts_positions": None, "monitor": None}
     # as in the log, None stands for a number that was not finite
     latest = {name: value if math.isfinite(value) else None for name, value in monitor.latest.items()}
-    look = monitor.judged()
-    return {"collapsed": look.collapsed, "verdict": look.words, "monitor": latest}
+    look, positions = monitor.judged(), monitor.judged_positions().positions
+    return {"collapsed": look.collapsed, "verdict": look.words, "predicts_positions": positions, "monitor": latest}
 
 
 def _count_parameters(method: Method) -> dict[str, int]:

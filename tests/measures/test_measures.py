@@ -17,9 +17,9 @@ from openjepa.measures.features import (
     lidar,
     rankme,
     top1,
-    trivial_losses,
 )
-from openjepa.measures.verdicts import CollapseStatistics, judged
+from openjepa.measures.positions import position_share, position_statistics, trivial_losses
+from openjepa.measures.verdicts import CollapseStatistics, PositionStatistics, judged, judged_positions
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,8 @@ from openjepa.checks import check
 from openjepa.data.source import open_splits
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
-from openjepa.measures.features import alpha_req, lidar, trivial_losses
+from openjepa.measures.features import alpha_req, lidar
+from openjepa.measures.positions import trivial_losses
 from openjepa.methods.base import ProbeOutput
 from openjepa.methods.ijepa import IJepa
 from openjepa.schedules import Progress

@@ -64,10 +64,6 @@ def _finite(history: Sequence[CollapseStatistics]) -> list[CollapseStatistics]:
     return [look for look in history if _is_finite(look)]
 
 
-def _is_finite(look: CollapseStatistics | PositionStatistics) -> bool:
-    return all(math.isfinite(value) for value in vars(look).values())
-
-
 def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
     """Signs of collapse in words: the latest look compared with the best of the earlier ones."""
     latest, earlier = history[-1], history[:-1]
@@ -84,6 +80,11 @@ def _signs(history: Sequence[CollapseStatistics]) -> dict[str, str]:
     if latest.rankme < FALLEN * best_rank or latest.rankme < 1.1 < best_rank / 1.5:
         signs["rank"] = f"the effective rank fell from {best_rank:.3g} to {latest.rankme:.3g}"
     return signs
+
+
+def _is_finite(look: object) -> bool:
+    """True if all numbers of a look are finite."""
+    return all(math.isfinite(value) for value in vars(look).values())
 
 
 # ------------------------------------------------------------------------------------------------------- predicting positions

@@ -71,7 +71,7 @@ LEARNING = (
         "Beyond the position",
         "monitor",
         "cosine_gap",
-        "Cosine of predictions with their own target, less that with another image's at the same place; 0 is knowing only where.",
+        "Cosine of predictions with their own target, less that with another image's at the same place; 0 is only the place.",
         True,
     ),
     Quantity(

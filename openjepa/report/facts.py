@@ -380,7 +380,7 @@ def _evidence(run: Run) -> str:
     if loss is not None and known:
         parts.append(f"loss {format_number(loss)} where the better trivial predictor has {format_number(min(known))}")
     evidence = _joined(*parts)
-    return f"At the last look: {evidence}.{_beyond_positions(run)}" if evidence else ""
+    return " ".join(part for part in (f"At the last look: {evidence}." if evidence else "", _beyond_positions(run)) if part)
 
 
 def _beyond_positions(run: Run) -> str:
@@ -389,7 +389,7 @@ def _beyond_positions(run: Run) -> str:
     if share is None or own is None or other is None:
         return ""
     return (
-        f" Positions alone explain {max(0.0, share):.0%} of the targets' variance. Predictions have a cosine of {own:.2f} with "
+        f"Positions alone explain {max(0.0, share):.0%} of the targets' variance. Predictions have a cosine of {own:.2f} with "
         f"their own target and of {other:.2f} with another image's at the same place."
     )
 

@@ -18,8 +18,8 @@ from openjepa.measures.features import (
     rankme,
     top1,
 )
-from openjepa.measures.positions import position_share, position_statistics, trivial_losses
-from openjepa.measures.verdicts import CollapseStatistics, PositionStatistics, judged, judged_positions
+from openjepa.measures.positions import trivial_losses
+from openjepa.measures.verdicts import CollapseStatistics, judged
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -162,6 +162,20 @@ def test_the_probe_shows_the_loss_and_the_features_of_the_export(case: Case) -> 
     assert not probe.features.requires_grad and not probe.loss.requires_grad
 
 
+def test_other_targets_are_those_of_the_next_image_at_the_same_places(case: Case) -> None:
+    """The same masks over the images moved by one give them as the targets."""
+    method, batch = case.method, case.batch
+    probe = method.probe(batch, PROGRESS)
+    assert (probe.other_targets is None) == (probe.predictions is None)
+    if probe.other_targets is None or probe.targets is None or probe.predictions is None or probe.distance is None:
+        return
+    moved = replace(batch, views={name: view.roll(-1, 1) for name, view in batch.views.items()})
+    torch.testing.assert_close(probe.other_targets, method.probe(moved, PROGRESS).targets, rtol=0, atol=1e-5)
+    assert (probe.other_targets - probe.targets).abs().max() > 1e-3
+    assert probe.predictions.shape == probe.targets.shape
+    assert probe.distance(probe.predictions, probe.targets).item() == pytest.approx(probe.loss.item(), rel=1e-5)
+
+
 def test_energies_belong_to_pairs(case: Case) -> None:
     """Images in another order give the same table in that order, and a part of the batch gives that part of it."""
     method, batch = case.method, case.batch

@@ -79,6 +79,24 @@ def test_runs_without_a_flag_are_judged_by_what_they_logged(tmp_path: Path, sent
     assert (collapse(read_run(folder)).tone, collapse(read_run(folder)).sentence) == ("good", HEALTHY)
 
 
+@pytest.mark.parametrize("collapsed", [True, False])
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_a_run_that_predicts_positions_is_told_by_its_flag_or_by_what_it_logged(
+    tmp_path: Path, flag: bool | None, collapsed: bool
+) -> None:
+    folder = write_run(tmp_path / "run", steps=500)
+    changed(folder, "summary.json", verdict=HEALTHY, collapsed=collapsed, predicts_positions=flag)
+    blind = {"position_share": 0.18, "cosine_own": 0.871, "cosine_other": 0.87, "cosine_targets": 0.77, "cosine_gap": 0.001}
+    looks = [json.dumps({"kind": "monitor", "step": step, **blind}) + "\n" for step in (100, 200, 300)]
+    (folder / "metrics.jsonl").write_text("".join(looks))
+    found, tells = collapse(read_run(folder)), flag is not False and not collapsed
+    assert found.sentence.startswith("This run predicts positions, not images") == tells
+    assert found.tone == ("bad" if tells or collapsed else "good")
+    assert "Positions alone explain 18% of the targets' variance." in found.evidence
+    page = page_of(folder)
+    assert "Beyond the position" in page.text and "Explained by positions" in page.text
+
+
 NOT_FINITE = CollapseStatistics(float("nan"), float("nan"), float("nan"))
 
 

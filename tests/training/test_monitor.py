@@ -1,7 +1,7 @@
 """What a look measures: LiDAR against a slow restatement, nothing where a method predicts nothing, and no trace in training."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from openjepa.data.source import open_splits
 from openjepa.engine.run_folder import RunLog
 from openjepa.masks import MASKS
 from openjepa.measures.features import alpha_req, lidar
-from openjepa.measures.positions import trivial_losses
+from openjepa.measures.positions import position_statistics, trivial_losses
 from openjepa.methods.base import ProbeOutput
 from openjepa.methods.ijepa import IJepa
+from openjepa.models.predictor import Predictor
 from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.run import MonitorSettings, RunConfig
@@ -97,6 +98,30 @@ def test_alpha_req_is_that_of_the_probe_features(build: Build) -> None:
     assert monitor.latest["alpha_req"] == alpha_req(features) and len(features) == 16
 
 
+def test_positions_are_measured_over_the_whole_probe_batch(build: Build) -> None:
+    monitor = build()
+    monitor.look(START)
+    outputs = [monitor._output(batch, START) for batch in monitor._probe_batches()]
+    names = ("predictions", "targets", "other_targets", "target_positions")
+    expected = position_statistics(*(torch.cat([getattr(output, name) for output in outputs]) for name in names))
+    for name, value in asdict(expected).items():
+        assert monitor.latest[name] == pytest.approx(value, abs=1e-5)
+    assert monitor.latest["cosine_gap"] == pytest.approx(expected.gap, abs=1e-5) and len(outputs) == 2
+
+
+def test_a_predictor_that_sees_no_context_is_told_once(
+    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its predictions are the same for every image, whatever it has learned of the positions."""
+    forward = Predictor.forward
+    monkeypatch.setattr(Predictor, "forward", lambda self, context, *rest: forward(self, torch.zeros_like(context), *rest))
+    monitor = build()
+    for _ in range(4):
+        monitor.look(START)
+    assert abs(monitor.latest["cosine_gap"]) < 0.05 and monitor.judged_positions().positions is True
+    assert capsys.readouterr().out.count("The run predicts positions, not images") == 1
+
+
 def test_a_method_that_predicts_nothing_has_no_lidar(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(IJepa, "predicted_features", lambda self, batch, progress: calls.append(len(batch.sample_ids)))
@@ -137,7 +162,7 @@ def test_looks_logged_before_these_measures_existed_can_be_continued(build: Buil
     monitor = build()
     assert monitor.latest == old and monitor.judged().words is None
     monitor.look(START)
-    assert monitor.judged().words is not None
+    assert monitor.judged().words is not None and monitor.judged_positions().positions is None
 
 
 def test_a_run_logs_them_beside_rankme(images: Path, tmp_path: Path) -> None:

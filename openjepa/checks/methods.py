@@ -207,6 +207,9 @@ def without_effect(method: MethodSettings) -> list[str]:
             found.append(f"method.patch_outputs={of_patches} has no effect with method.shared_head=True")
     if isinstance(method, IJepaSettings):
         found += _without_effect_on_targets(method)
+        warmup = method.context_loss_warmup
+        if not method.context_loss and warmup != IJepaSettings.context_loss_warmup:
+            found.append(f"method.context_loss_warmup={warmup[0]:g} {warmup[1]:g} has no effect with method.context_loss=0")
     if isinstance(method, Data2VecSettings):
         is_constant = method.ema_start == method.ema_end
         if is_constant and method.ema_ramp != Data2VecSettings.ema_ramp:

@@ -79,7 +79,8 @@ SHOWN_RECIPE = "cpu-64"
 _GROUPS = ("data", "model", "masks", "method", "optim", "run", "parallel", "monitor", "system")
 SHORT = ("init", "init_encoder", "init_heads")
 """Options of `openjepa train` that may be written without `run.`"""
-_OWN = ("model.resampling_offset", "method.predictor_width", "method.predictor_depth", "method.predictor_heads")
+_PREDICTOR = ("method.predictor_width", "method.predictor_depth", "method.predictor_heads", "method.predictor_pass")
+_OWN = ("model.resampling_offset", *_PREDICTOR)
 """Settings that may differ from the weights that `run.init` names."""
 _OVERRULED = {
     "optim.epochs": ("optim.total_steps",),

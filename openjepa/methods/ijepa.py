@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
+from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
 from openjepa.methods.targets import WholeImages, target_spaces
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
@@ -33,6 +34,8 @@ class Predicted:
     """Predictions of the target blocks."""
     context: Float[Tensor, "R K D"]
     """The context encoder's tokens."""
+    of_context: Float[Tensor, "R C K W"] | None = None
+    """What the predictor makes of them, if there is a loss on context tokens: in each pass, or in the joint one."""
 
 
 @final
@@ -50,6 +53,7 @@ class IJepa(Method):
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
         self.target_encoder = EmaTeacher(self.context_encoder) if settings.encodes_targets() else None
+        self.sampled_targets = SampledTargets(settings.sampled_targets, surroundings.shapes)
 
     def inputs(self) -> InputSpec:
         """One random crop with a context and target blocks, or with several of both."""
@@ -58,9 +62,15 @@ class IJepa(Method):
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Section 3 of the paper: targets, context, predictions, distance."""
         images, masks = _images_and_masks(batch)
-        targets = self.spaces.at(self._whole(images), masks.targets, progress)  # [R, M, T, W]
-        predicted = self._predictions(images, masks)
-        return LossOutput(total=self.spaces.distance(predicted.blocks, targets, progress))
+        whole, asked = self._whole(images), self.sampled_targets(masks)
+        targets = self.spaces.at(whole, asked.targets, progress)  # [R, M, T, W]
+        predicted = self._predictions(images, asked)
+        loss = self.spaces.distance(predicted.blocks, targets, progress)
+        if predicted.of_context is None:
+            return LossOutput(total=loss)
+        of_context = self._context_loss(predicted.of_context, whole, masks, progress)
+        parts = {"targets": loss.detach(), "context": of_context.detach()}
+        return LossOutput(total=loss + context_loss_weight(self.settings, progress) * of_context, parts=parts)
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Moves the target encoder towards the context encoder, which the optimizer has just updated."""
@@ -140,9 +150,19 @@ class IJepa(Method):
         """The only place where context encoder and predictor run. Masks have R rows, those of one image side by side."""
         with record_function("context_encoder"):
             context: EncoderOutput = self.context_encoder(images, masks.context, masks.context_valid)
+        with_context = self.settings.context_loss > 0
         with record_function("predictor"):
-            blocks = self.predictor(context.patches, masks.context, masks.targets, masks.grid, masks.context_valid)
-        return Predicted(blocks, context.patches)
+            outputs = self.predictor(
+                context.patches, masks.context, masks.targets, masks.grid, masks.context_valid, with_context
+            )
+        return Predicted(outputs[0], context.patches, outputs[1]) if with_context else Predicted(outputs, context.patches)
+
+    def _context_loss(
+        self, predicted: Float[Tensor, "R C K W"], whole: WholeImages, masks: BlockMasks, progress: Progress
+    ) -> Float[Tensor, ""]:
+        """Distance of what the predictor makes of the context from the targets there, more where a target block is near."""
+        targets = self.spaces.at(whole, masks.context[:, None], progress).expand_as(predicted)
+        return self.spaces.distance(predicted, targets, progress, nearness(masks))
 
 
 def _images_and_masks(batch: Batch) -> tuple[Float[Tensor, "B C h w"], BlockMasks]:
@@ -170,5 +190,7 @@ def _predictor_config(settings: IJepaSettings, encoder: EncoderConfig, output_wi
         grid=encoder.grid(),
         layer_norm_eps=encoder.layer_norm_eps,
         initialization=encoder.initialization,
+        passes=settings.predictor_pass,
+        position_noise=settings.position_noise,
         output_width=None if output_width == encoder.width else output_width,
     )

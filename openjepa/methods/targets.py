@@ -18,7 +18,8 @@ from openjepa.settings.methods.shared import TARGET_NORM_EPS
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+Distance = Callable[..., Tensor]
+"""Takes predictions and targets, and `reduction` as torch's losses do."""
 Weight = Callable[[Progress], float]
 
 DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
@@ -137,13 +138,25 @@ class TargetSpaces(nn.Module):
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
     def distance(
-        self, predictions: Float[Tensor, "*lead W"], targets: Float[Tensor, "*lead W"], progress: Progress
+        self,
+        predictions: Float[Tensor, "*lead W"],
+        targets: Float[Tensor, "*lead W"],
+        progress: Progress,
+        of_tokens: Float[Tensor, "*lead"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The weighted sum of the distances in all spaces. Each is averaged over images, blocks, patches and dimensions."""
+        """The weighted sum of the distances in all spaces. Each is averaged over images, blocks, patches and dimensions.
+
+        `of_tokens`: a factor for each patch. None: 1.
+        """
         pairs = zip(torch.split(predictions, self.widths, -1), torch.split(targets, self.widths, -1), strict=True)
         weights = [weight for _, weight in self._weighted(progress)]
-        terms = [weight * self._distance(*pair) for weight, pair in zip(weights, pairs, strict=True) if weight]
+        terms = [weight * self._mean(*pair, of_tokens) for weight, pair in zip(weights, pairs, strict=True) if weight]
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+    def _mean(self, predictions: Tensor, targets: Tensor, of_tokens: Tensor | None) -> Float[Tensor, ""]:
+        if of_tokens is None:
+            return self._distance(predictions, targets)
+        return (self._distance(predictions, targets, reduction="none") * of_tokens[..., None]).mean()
 
     def _weighted(self, progress: Progress) -> list[tuple[TargetSpace, float]]:
         spaces = [space for space in self.spaces if isinstance(space, TargetSpace)]

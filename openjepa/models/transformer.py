@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from openjepa.models.slots import SlotDraws
 from openjepa.operators import softmax_gradient
 from openjepa.refusals import Refusal
 
@@ -247,48 +248,24 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
-class DropPath(nn.Module):
+class DropPath(SlotDraws):
     """Stochastic depth: in training, drops the whole branch of a sample with probability `rate` and rescales the others."""
 
     def __init__(self, rate: float) -> None:
         """`rate` is the probability of dropping."""
         super().__init__()
         self.rate = rate
-        self.slots: Int[Tensor, " b"] | None = None
-        """Numbers of the images within the step's batch, see `set_slots`. None: every row is drawn for itself."""
-        self.batch_size = 0
-        """Number of images of the step's batch, if there are `slots`."""
+
+    def draws(self) -> bool:
+        """True if the rate is above 0."""
+        return self.rate > 0.0
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """`x` with the branches of some samples set to zero."""
         if self.rate == 0.0 or not self.training:
             return x
-        if self.slots is None:
-            keep = self._drawn(x, len(x))
-        else:
-            drawn = self._drawn(x, len(x) // len(self.slots) * self.batch_size)
-            keep = drawn.view(-1, self.batch_size)[:, self.slots]
+        keep = self.drawn(len(x), lambda n: torch.empty(n, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate))
         return x * keep.reshape(-1, 1, 1) / (1.0 - self.rate)
-
-    def _drawn(self, x: Float[Tensor, "B S D"], number: int) -> Float[Tensor, " n"]:
-        return torch.empty(number, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
-
-
-def set_slots(network: nn.Module, first: int, number: int, batch_size: int) -> None:
-    """Makes drop path independent of how a step's batch is divided into microbatches and over processes.
-
-    Tells each DropPath in `network` that the next sequences belong to the images `first`, ..., `first + number - 1` of a step
-    of `batch_size` images: `number` sequences for each view, view by view. (If images have several contexts, all three count
-    contexts.) With the same state of torch's generator before each forward, it then draws the same for an image of the step,
-    in whatever microbatch and process that is.
-    """
-    paths = [module for module in network.modules() if isinstance(module, DropPath) and module.rate]
-    if not paths:
-        return
-    # a tensor, because compiled blocks would be compiled anew for another Python number
-    slots = torch.arange(first, first + number, device=next(network.parameters()).device)
-    for path in paths:
-        path.slots, path.batch_size = slots, batch_size
 
 
 class Block(nn.Module):

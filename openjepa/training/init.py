@@ -31,7 +31,7 @@ SHAPE = ("size", "width", "depth", "heads", "mlp_ratio")
 """Settings of the model that together describe one shape."""
 ENCODER = ("patch_size", "class_token", "positions", "layer_scale", "layer_norm_eps")
 PIXELS = ("pixel_mean", "pixel_std")
-PREDICTOR = ("predictor_width", "predictor_depth", "predictor_heads")
+PREDICTOR = ("predictor_width", "predictor_depth", "predictor_heads", "predictor_pass")
 FOLLOWING = (
     *(f"model.{name}" for name in (*SHAPE, *ENCODER, "resampling_offset")),
     *(f"data.{name}" for name in PIXELS),
@@ -228,7 +228,8 @@ def _method(
     if predictor is None:
         return method
     heads = None if predictor.heads == encoder.heads else predictor.heads
-    theirs = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
+    sizes = {"predictor_width": predictor.width, "predictor_depth": predictor.depth, "predictor_heads": heads}
+    theirs: dict[str, object] = sizes | {"predictor_pass": predictor.passes}
     taken = {name: value for name, value in theirs.items() if name in vars(method) and f"method.{name}" not in given}
     return replace(method, **taken)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ from openjepa.engine.parallel import accumulate, choose_strategy, over_processes
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods.teachers import networks
-from openjepa.models.transformer import set_slots
+from openjepa.models.slots import set_slots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve

@@ -116,6 +116,8 @@ def _predictor_misfit(networks: Networks) -> str:
         return f"it is for a grid of {config.grid[0]}x{config.grid[1]} patches, and the encoder's is another"
     if config.layer_norm_eps != encoder.layer_norm_eps:
         return f"its LayerNorm epsilon {config.layer_norm_eps:g} is not the encoder's"
+    if config.passes != "separate":
+        return f"it predicts all blocks in one pass (passes={config.passes!r}), and the layout only knows separate ones"
     return ""
 
 

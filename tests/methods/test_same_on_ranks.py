@@ -15,7 +15,8 @@ from openjepa.engine import distributed
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.methods.teachers import networks
-from openjepa.models.transformer import Block, set_slots
+from openjepa.models.slots import set_slots
+from openjepa.models.transformer import Block
 from openjepa.schedules import Progress
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.run import RunConfig
@@ -29,13 +30,19 @@ PROGRESS = Progress(step=5, total_steps=100, steps_per_epoch=4)
 RATE = 0.1
 """Learning rate of the one step of plain gradient descent, so that the moving averages have something to follow."""
 COUPLED = {
-    "ijepa": {"contexts": 2},
+    "ijepa": {
+        "contexts": 2,
+        "position_noise": 0.25,
+        "sampled_targets": 2,
+        "context_loss": 0.5,
+        "context_loss_warmup": (0, 0.1),
+    },
     "data2vec": {"layer_norm": "batch", "target_branch": "mlp"},
     "dino": {"head_batch_norm": True},
     "ibot": {"head_batch_norm": True},
     "msn": {"head_input_norm": True, "sinkhorn": True},
 }
-"""Settings that switch on every term that looks at the whole batch, several contexts, and outputs of parts of blocks."""
+"""Settings that switch on every term that looks at the whole batch, several contexts, outputs of parts of blocks, and draws."""
 CENTERS = {"dino": 1, "ibot": 2}
 """Number of centers of a method."""
 

@@ -6,19 +6,29 @@ import pytest
 import torch
 
 from openjepa.models.predictor import Predictor, build_predictor
+from openjepa.models.slots import set_slots
 from openjepa.settings.models import PredictorConfig
 
 CONFIG = PredictorConfig(encoder_width=16, width=12, depth=2, heads=3, grid=(3, 5))
 
 
-@pytest.fixture
-def predictor() -> Predictor:
+def built(config: PredictorConfig) -> Predictor:
     torch.manual_seed(0)
-    network = build_predictor(CONFIG)
+    network = build_predictor(config)
     with torch.no_grad():
         for value in network.parameters():
             value.add_(0.2 * torch.randn_like(value))  # so that positions and biases matter visibly
     return network
+
+
+@pytest.fixture(params=["separate", "joint"])
+def predictor(request: pytest.FixtureRequest) -> Predictor:
+    return built(replace(CONFIG, passes=request.param))
+
+
+@pytest.fixture
+def joint() -> Predictor:
+    return built(replace(CONFIG, passes="joint"))
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,6 +45,67 @@ def test_target_blocks_never_see_one_another(predictor: Predictor) -> None:
     for block in range(2):
         alone = predictor(context, context_idx, target_idx[:, block : block + 1])
         torch.testing.assert_close(together[:, block : block + 1], alone, rtol=0, atol=1e-5)
+
+
+def test_a_joint_pass_equals_joint_passes_over_single_blocks_in_values_and_gradients(joint: Predictor) -> None:
+    context, context_idx, target_idx = inputs()
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+
+    def gradients(blocks: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        joint.zero_grad()
+        sum(joint(context, context_idx, block, None, valid).pow(3).sum() for block in blocks).backward()
+        return {name: value.grad.clone() for name, value in joint.named_parameters() if value.grad is not None}
+
+    together, alone = gradients([target_idx]), gradients(list(target_idx.split(1, dim=1)))
+    assert len(together) == len(dict(joint.named_parameters()))
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-5 * value.abs().max().item(), msg=name)
+
+
+def test_the_context_of_a_joint_pass_does_not_see_the_blocks(joint: Predictor) -> None:
+    """In separate passes it does, so that the two are different networks."""
+    context, context_idx, target_idx = inputs()
+    separate = build_predictor(CONFIG)
+    separate.load_state_dict(joint.state_dict())
+    for network, sees in ((joint, False), (separate, True)):
+        blocks, of_context = network(context, context_idx, target_idx, with_context=True)
+        torch.testing.assert_close(blocks, network(context, context_idx, target_idx), rtol=0, atol=1e-5)
+        assert of_context.shape == (2, 2 if sees else 1, 3, 16)
+        _, moved = network(context, context_idx, (target_idx + 1) % 15, with_context=True)
+        assert ((moved - of_context).abs().max().item() > 1e-3) is sees
+    assert (joint(context, context_idx, target_idx) - separate(context, context_idx, target_idx)).abs().max() > 1e-3
+
+
+def test_noise_moves_mask_tokens_in_training_alone_with_the_covariance_of_the_paper() -> None:
+    """Sigma = variance A A^T, where A is the matrix that projects the context."""
+    network, quiet = built(replace(CONFIG, position_noise=0.25)), built(CONFIG)
+    context, context_idx, target_idx = inputs()
+    assert torch.equal(network.eval()(context, context_idx, target_idx), quiet(context, context_idx, target_idx))
+    network.train()
+    many = target_idx.repeat(1, 1, 5000)
+    (seen, asked), (kept, still) = (net._embedded(context, context_idx, many, CONFIG.grid) for net in (network, quiet))
+    assert torch.equal(seen, kept), "the context gets no noise"
+    noise = (asked - still).flatten(0, 2)
+    expected = 0.25 * network.embed.weight @ network.embed.weight.T
+    torch.testing.assert_close(noise.T.cov(), expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    assert noise.mean(dim=0).abs().max() < 0.05 * noise.std()
+    assert not torch.equal(network(context, context_idx, target_idx), network(context, context_idx, target_idx))
+
+
+def test_noise_is_that_of_the_image_in_whatever_part_of_the_batch() -> None:
+    """Here with two contexts for each image."""
+    network = built(replace(CONFIG, position_noise=0.25)).train()
+    target_idx = torch.arange(6 * 2 * 2).view(6, 2, 2) % 15
+
+    def drawn(first: int, number: int) -> torch.Tensor:
+        set_slots(network, 2 * first, 2 * number, 6)
+        torch.manual_seed(4)
+        noise = network.noise(target_idx[2 * first : 2 * (first + number)], 16, torch.float32)
+        assert noise is not None
+        return noise
+
+    parts = torch.cat([drawn(0, 1), drawn(1, 2)])
+    assert torch.equal(parts, drawn(0, 3)) and len(set(parts.flatten().tolist())) == parts.numel()
 
 
 def test_order_of_context_does_not_matter_and_places_do(predictor: Predictor) -> None:

@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias, set_slots
+from openjepa.models.slots import set_slots
+from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 

@@ -29,6 +29,11 @@ SINCE: dict[str, object] = {
     "method.pixels_until": (0.25, 0.45),
     "method.features_from": (0.25, 0.45),
     "method.contexts": 1,
+    "method.predictor_pass": "separate",
+    "method.position_noise": 0.0,
+    "method.sampled_targets": None,
+    "method.context_loss": 0.0,
+    "method.context_loss_warmup": (0.11, 0.22),
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

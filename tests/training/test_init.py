@@ -337,6 +337,13 @@ def test_heads_of_the_predictor_follow_where_they_are_others_than_the_encoders(i
     assert (method.predictor_width, method.predictor_depth, method.predictor_heads) == (16, 1, 2)
 
 
+def test_a_joint_pass_of_the_weights_is_kept_unless_another_is_given(images: Path, tmp_path: Path) -> None:
+    predictor = PredictorConfig(encoder_width=32, width=16, depth=1, heads=2, grid=(4, 4), passes="joint")
+    for given, expected in (((), "joint"), (("method.predictor_pass",), "separate")):
+        method = following(small_config(images, tmp_path), ODD, predictor, given, "x").method
+        assert isinstance(method, IJepaSettings) and method.predictor_pass == expected
+
+
 def test_how_positions_are_resampled_may_be_said(images: Path, tmp_path: Path) -> None:
     config = small_config(images, tmp_path)
     config = replace(config, model=replace(config.model, resampling_offset=0.1))

@@ -139,6 +139,7 @@ def test_a_predictor_the_layout_cannot_tell_is_left_out(tmp_path: Path) -> None:
         ({"heads": 2}, "it has 2 heads"),
         ({"grid": (2, 2)}, "it is for a grid of 2x2"),
         ({"layer_norm_eps": 1e-5}, "its LayerNorm epsilon 1e-05"),
+        ({"passes": "joint"}, "it predicts all blocks in one pass"),
     ):
         other = replace(given, predictor_config=replace(given.predictor_config, **changed))  # type: ignore[arg-type]
         folder = tmp_path / reason

@@ -33,7 +33,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.features import TOP, Accuracy
-from openjepa.models.transformer import set_slots
+from openjepa.models.slots import set_slots
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.fields import AT_LEAST_1, SHARE, SMALLEST_FIRST
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, SHARE, SMALLEST_FIRST
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
+from openjepa.settings.models import PredictorPasses
 
 OTHER_TARGETS = ("target_space",)
 """Settings whose default gives the targets of the paper: one vector of the target encoder for each patch."""
@@ -50,6 +51,22 @@ class IJepaSettings(TeacherSettings):
     contexts: Annotated[int, AT_LEAST_1] = 1
     """Contexts per image, each with target blocks of its own (paper: 1). The target encoder sees an image once for all of them,
     and an image is decoded and cropped once (data2vec 2.0, arXiv 2212.07525, section 3.2). `optim.batch_size` counts images."""
+    predictor_pass: PredictorPasses = "separate"
+    """`separate`: the predictor runs once for each target block, and context and block see one another (paper, code). `joint`:
+    it runs once for all blocks. A block sees the context and itself, the context sees itself alone and is computed once. That
+    is cheaper, and another network (blocks kept apart as in the paper; one pass as in data2vec 2.0, arXiv 2212.07525)."""
+    position_noise: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Variance of Gaussian noise on the position of each mask token in training (StoP, arXiv 2308.00566: 0.25). The noise has
+    the encoder's width and goes through the matrix that projects the context, as in the paper. 0: none (I-JEPA)."""
+    sampled_targets: Annotated[int | None, AT_LEAST_1] = None
+    """Patches of each target block that are predicted, drawn at random in each step (CrossMAE, arXiv 2401.14391; CAPI, arXiv
+    2502.08769). Smaller blocks stay whole. None: all patches (I-JEPA)."""
+    context_loss: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Weight of a loss on what the predictor makes of the context tokens, by the same distance. A token counts by 1 / sqrt of
+    its distance to the nearest target patch (V-JEPA 2.1, arXiv 2603.14482, with L1; its code: 0.5). 0: none (I-JEPA)."""
+    context_loss_warmup: Annotated[tuple[float, float], SHARE, SMALLEST_FIRST] = (0.11, 0.22)
+    """Shares of the run between which the weight of the context loss rises linearly from 0 (V-JEPA 2.1's code: steps 15,000
+    to 30,000 of 135,000)."""
     export_context_encoder: bool = False
     """Export the context encoder, too, beside the target encoder, which the paper evaluates."""
 

@@ -11,12 +11,13 @@ from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.fields import as_setting
 from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings
 from openjepa.settings.methods import Data2VecSettings, IBotSettings, IJepaSettings, MaeSettings, MethodSettings, MsnSettings
+from openjepa.settings.methods.ijepa import check_target_layers
 from openjepa.settings.methods.shared import Heads, MultiCropSettings, SelfDistillationSettings
 from openjepa.settings.models import check_heads, check_patch_divides, check_positions, nearest_multiple
 from openjepa.settings.run import RunConfig
 
 Checks = list[Callable[[], None]]
-OF_FEATURES = ("target_norm",)
+OF_FEATURES = ("target_norm", "target_masking", "target_layers")
 """Settings of I-JEPA's target encoder's output."""
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
@@ -42,8 +43,9 @@ def method_checks(config: RunConfig) -> Checks:
 def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
     """The checks of I-JEPA's predictor, targets and contexts."""
     predictor = _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
-    targets = [partial(check, method) for check in (_check_pixels, _check_ramps)]
-    return [*predictor, *targets, partial(_check_contexts, method, config.masks)]
+    targets = [partial(check, method) for check in (_check_pixels, _check_ramps, _check_input_masking)]
+    layers = partial(check_target_layers, method.target_layers, config.model.shape().depth)
+    return [*predictor, *targets, layers, partial(_check_contexts, method, config.masks)]
 
 
 def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
@@ -122,6 +124,19 @@ def _check_contexts(method: IJepaSettings, masks: MaskSettings) -> None:
         raise Refusal(
             f"method.contexts={method.contexts} with masks.mode=official: the released program has one context per image, and "
             "its cut depends on how many masks are drawn at a time. Set masks.mode=unbiased, or method.contexts=1"
+        )
+
+
+def _check_input_masking(method: IJepaSettings) -> None:
+    if method.context_loss and method.target_masking == "input":
+        raise Refusal(
+            f"method.context_loss={method.context_loss:g} has no targets with method.target_masking=input, which encodes only the "
+            "target blocks: use method.target_masking=output, or method.context_loss=0"
+        )
+    if method.target_norm == "position" and method.target_masking == "input":
+        raise Refusal(
+            "method.target_norm=position needs features of every position, but method.target_masking=input encodes only the "
+            "blocks: use method.target_masking=output, or another method.target_norm"
         )
 
 
@@ -222,12 +237,18 @@ def _without_effect_on_targets(method: IJepaSettings) -> list[str]:
     belong = {
         "pixels_until": ("target_space", "pixels_then_features"),
         "features_from": ("target_space", "pixels_then_features"),
+        "position_momentum": ("target_norm", "position"),
+        "dyntanh_alpha": ("target_norm", "dyntanh"),
     }
     found = [
         f"{as_setting(f'method.{name}', getattr(method, name))} has no effect without method.{other}={value}"
         for name, (other, value) in belong.items()
         if getattr(method, name) != getattr(IJepaSettings, name) and getattr(method, other) != value
     ]
+    if method.target_layers_join != IJepaSettings.target_layers_join and len(method.target_layers) < 2:
+        found.append(
+            f"method.target_layers_join={method.target_layers_join} has no effect without several method.target_layers"
+        )
     if method.export_context_encoder and not method.encodes_targets():
         found.append("method.export_context_encoder has no effect: the context encoder is what is exported")
     return found

@@ -15,7 +15,7 @@ from openjepa.settings.methods.ijepa import OTHER_TARGETS
 from openjepa.settings.methods.shared import TARGET_NORM_EPS
 
 Loss = Literal["smooth_l1", "l2", "l1"]
-TargetNorm = Literal["layer_norm", "none"]
+TargetNorm = Literal["layer_norm", "none", "position", "dyntanh"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class PredictorObjective:
     loss: Loss = "smooth_l1"
     """Distance from predictions to targets, averaged over everything: smooth L1 with beta 1, squares, or absolute values."""
     target_norm: TargetNorm = "layer_norm"
-    """Normalization of the features of the target encoder: `layer_norm` without weights, or `none`."""
+    """Normalization of the features of the target encoder: `layer_norm` without weights, or `none`. With another one, which
+    needs more than the features, `refuse_other_targets` refuses the predictor."""
 
     def __post_init__(self) -> None:
         """Raises Refusal if a name is not known."""
@@ -59,7 +60,9 @@ def refuse_other_targets(entries: Mapping[str, Any]) -> None:
 
     `entries`: those of its config.json.
     """
-    others = [as_setting(f"method.{name}", entries[name]) for name in OTHER_TARGETS if name in entries]
+    names = [name for name in OTHER_TARGETS if name in entries]
+    names += ["target_norm"] if entries.get("target_norm") in ("position", "dyntanh") else []
+    others = [as_setting(f"method.{name}", entries[name]) for name in names]
     if others:
         raise Refusal(
             f"this predictor was trained with {', '.join(others)}: its outputs are no features of the encoder's last layer on "

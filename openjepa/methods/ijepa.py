@@ -62,8 +62,9 @@ class IJepa(Method):
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Section 3 of the paper: targets, context, predictions, distance."""
         images, masks = _images_and_masks(batch)
-        whole, asked = self._whole(images), self.sampled_targets(masks)
+        whole, asked = self.spaces.whole(images, self.target_encoder), self.sampled_targets(masks)
         targets = self.spaces.at(whole, asked.targets, progress)  # [R, M, T, W]
+        self.spaces.collect(whole, progress)
         predicted = self._predictions(images, asked)
         loss = self.spaces.distance(predicted.blocks, targets, progress)
         if predicted.of_context is None:
@@ -73,7 +74,8 @@ class IJepa(Method):
         return LossOutput(total=loss + context_loss_weight(self.settings, progress) * of_context, parts=parts)
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
-        """Moves the target encoder towards the context encoder, which the optimizer has just updated."""
+        """Moves statistics of targets, then the target encoder towards the context encoder, which was just updated."""
+        self.spaces.commit()
         if self.target_encoder is None:
             return {}
         value = momentum(*momenta(self.settings), progress)
@@ -85,7 +87,7 @@ class IJepa(Method):
         images, masks = _images_and_masks(batch)
         distance = partial(self.spaces.distance, progress=progress)
         with self.looking():
-            whole = self._whole(images)
+            whole = self.spaces.whole(images, self.target_encoder)
             targets, predictions = self.spaces.at(whole, masks.targets, progress), self._predictions(images, masks).blocks
             of_an_image = len(masks.targets) // len(images)
             # of each image at the places of the image before it
@@ -106,7 +108,7 @@ class IJepa(Method):
         """Distance between the predictions from the context of image i and the targets at the same places of image j."""
         images, masks = _images_and_masks(batch)
         with self.looking():
-            predictions, whole = self._predictions(images, masks).blocks, self._whole(images)
+            predictions, whole = self._predictions(images, masks).blocks, self.spaces.whole(images, self.target_encoder)
             rows = []
             for prediction, places in zip(predictions, masks.targets, strict=True):
                 targets = self.spaces.at(whole, places.expand(len(images), -1, -1), progress)  # [B, M, T, W]
@@ -142,9 +144,6 @@ class IJepa(Method):
         if self.settings.export_context_encoder and exported is not self.context_encoder:
             exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)
         return exports
-
-    def _whole(self, images: Float[Tensor, "B C h w"]) -> WholeImages:
-        return WholeImages(images, self.target_encoder)
 
     def _predictions(self, images: Float[Tensor, "B C h w"], masks: BlockMasks) -> Predicted:
         """The only place where context encoder and predictor run. Masks have R rows, those of one image side by side."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from openjepa.engine import distributed
 from openjepa.methods.mae import normalized_pixels
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.methods.ijepa import check_target_layers
 from openjepa.settings.methods.shared import TARGET_NORM_EPS
 from openjepa.settings.models import EncoderConfig
 from openjepa.types import EncoderOutput
@@ -21,6 +23,7 @@ from openjepa.types import EncoderOutput
 Distance = Callable[..., Tensor]
 """Takes predictions and targets, and `reduction` as torch's losses do."""
 Weight = Callable[[Progress], float]
+Norm = Callable[[Tensor, Tensor], Tensor]
 
 DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 """The loss forms, each a mean over all elements."""
@@ -30,17 +33,27 @@ DISTANCES: dict[str, Distance] = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_los
 class WholeImages:
     """The images of a microbatch, and the target encoder's output of all their patches, which is computed once if asked for."""
 
-    def __init__(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module | None) -> None:
-        """`encoder`: the target encoder, which gives no gradients. None if there is none."""
+    def __init__(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module | None, num_layers: int = 0) -> None:
+        """`encoder`: the target encoder, which gives no gradients; None if there is none. `num_layers`: how many of its last
+        blocks are asked for.
+        """
         self.images = images
         self._encoder = encoder
+        self._num_layers = num_layers
 
     @cached_property
     def encoded(self) -> EncoderOutput:
         """The target encoder's output for every patch of the images."""
+        return self._encoded(None)
+
+    def encoded_alone(self, places: Int[Tensor, "R M T"]) -> EncoderOutput:
+        """The target encoder's output for the patches of each block, R x M rows, of which it sees no other patch."""
+        return self._encoded(places.flatten(0, 1))
+
+    def _encoded(self, keep: Int[Tensor, "rows T"] | None) -> EncoderOutput:
         assert self._encoder is not None, "no space of this run needs a target encoder"
         with record_function("target_encoder"):
-            return self._encoder(self.images)  # type: ignore[no-any-return]
+            return self._encoder(self.images, keep, None, None, self._num_layers)  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------------------------------- weights
@@ -64,6 +77,77 @@ def falling(ramp: tuple[float, float], progress: Progress) -> float:
     return 1.0 - rising(ramp, progress)
 
 
+# ------------------------------------------------------------------------------------------------------------------- norms
+
+# each takes the features of patches and the places of these patches
+
+
+def layer_norm(rows: Float[Tensor, "R M T D"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T D"]:
+    """Mean 0 and variance 1 over the width of each patch."""
+    return F.layer_norm(rows, rows.shape[-1:], eps=TARGET_NORM_EPS)
+
+
+def unchanged(rows: Float[Tensor, "R M T D"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T D"]:
+    """The features as they are."""
+    return rows
+
+
+def dyntanh(alpha: float, rows: Float[Tensor, "R M T D"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T D"]:
+    """tanh(alpha x). Patches with large features keep larger ones than others."""
+    return torch.tanh(alpha * rows)
+
+
+@final
+class PositionStandardization(nn.Module):
+    """Mean 0 and variance 1 of every dimension at every position, over the images of the batches so far.
+
+    The running averages are of x and of x squared. `collect` adds the features of a microbatch, and `commit` moves the averages
+    after the optimizer step, by the images of all microbatches and processes. What is collected lasts no longer than a step.
+    """
+
+    mean: Tensor
+    square: Tensor
+    weight: Tensor
+
+    def __init__(self, patches: int, width: int, momentum: float) -> None:
+        """Without statistics. Until the first `commit` features stay as they are."""
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(patches, width))
+        self.register_buffer("square", torch.zeros(patches, width))
+        self.register_buffer("weight", torch.zeros(()))  # the sum of the weights of all batches so far
+        self._sums: Tensor | None = None
+        self._images = 0
+
+    def forward(self, rows: Float[Tensor, "R M T D"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T D"]:
+        """The features of the patches `places`, standardized."""
+        weight = self.weight.clamp(min=torch.finfo(torch.float32).tiny)
+        mean = self.mean / weight
+        variance = torch.where(self.weight > 0, (self.square / weight - mean.square()).clamp(min=0), 1.0)
+        return (rows - F.embedding(places, mean)) * F.embedding(places, torch.rsqrt(variance + TARGET_NORM_EPS))
+
+    @torch.no_grad()
+    def collect(self, features: Float[Tensor, "B N D"]) -> None:
+        """Adds the features of whole images to the sums for the next `commit`."""
+        values = features.float()
+        sums = torch.stack([values.sum(dim=0), values.square().sum(dim=0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._images += len(values)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Moves the averages by the collected images of all processes. Does nothing if there are none."""
+        if self._sums is not None:
+            count = self._sums.new_full((1,), self._images)
+            of_all = distributed.sum_over_ranks(torch.cat([self._sums.flatten(), count]))
+            mean, square = (of_all[:-1] / of_all[-1]).view_as(self._sums)
+            share = 1.0 - self.momentum
+            self.mean.lerp_(mean, share)
+            self.square.lerp_(square, share)
+            self.weight.lerp_(torch.ones_like(self.weight), share)
+        self._sums, self._images = None, 0
+
+
 # ------------------------------------------------------------------------------------------------------------------ spaces
 
 
@@ -72,6 +156,8 @@ class TargetSpace(nn.Module, ABC):
 
     width: int
     """Numbers per patch."""
+    num_layers: int = 0
+    """How many of the target encoder's last blocks the space asks for."""
     weight: Weight
     """Weight of the space in the loss at a step. A space without weight is not computed."""
 
@@ -79,23 +165,76 @@ class TargetSpace(nn.Module, ABC):
     def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
         """Targets of the patches `places`, without gradients. Row r belongs to image r // (R / B). Changes no state."""
 
+    def collect(self, whole: WholeImages) -> None:
+        """Adds the images of a microbatch to the statistics of this step, if it has any. They are used from `commit` on."""
+
+    def commit(self) -> None:
+        """Moves the statistics by what was collected in this step. Called after the optimizer."""
+
 
 @final
 class FeatureTargets(TargetSpace):
-    """The target encoder's output on whole images, normalized (I-JEPA, section 3)."""
+    """Outputs of the target encoder, normalized (I-JEPA, section 3): of its end, or of several blocks."""
 
     def __init__(self, settings: IJepaSettings, encoder: EncoderConfig, weight: Weight = always) -> None:
-        """`encoder`: the target encoder's settings."""
+        """`encoder`: the target encoder's settings. Raises Refusal if it has too few blocks."""
         super().__init__()
-        self.width, self.weight = encoder.width, weight
-        self.norm = settings.target_norm
+        check_target_layers(settings.target_layers, encoder.depth)
+        inner = settings.target_layers or ((encoder.depth,) if settings.target_norm == "dyntanh" else ())
+        self.num_layers = max((encoder.depth + 1 - layer for layer in inner), default=0)
+        self._from_last = [layer - encoder.depth - 1 for layer in inner]  # -1: the last block
+        self._join = JOINS[settings.target_layers_join]
+        self._sees_blocks_alone = settings.target_masking == "input"
+        number, (rows, columns) = max(1, len(inner)), encoder.grid()
+        self.statistics = nn.ModuleList()
+        if settings.target_norm == "position":
+            of_layer = partial(PositionStandardization, rows * columns, encoder.width, settings.position_momentum)
+            self.statistics.extend(of_layer() for _ in range(number))
+        plain: dict[str, Norm] = {
+            "layer_norm": layer_norm,
+            "none": unchanged,
+            "dyntanh": partial(dyntanh, settings.dyntanh_alpha),
+        }
+        self._norms: list[Norm] = list(self.statistics) or [plain[settings.target_norm]] * number
+        concatenates = settings.target_layers_join == "concatenated"
+        self.width, self.weight = encoder.width * (number if concatenates else 1), weight
 
     def at(self, whole: WholeImages, places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:
-        """Features at `places`."""
-        targets = patches_at(whole.encoded.patches, places)
-        if self.norm == "layer_norm":
-            return F.layer_norm(targets, targets.shape[-1:], eps=TARGET_NORM_EPS)
-        return targets
+        """Features at `places`: of each layer, normalized, joined."""
+        if self._sees_blocks_alone:
+            layers = [layer.view(*places.shape, -1) for layer in self._layers(whole.encoded_alone(places))]
+        else:
+            layers = [patches_at(layer, places) for layer in self._layers(whole.encoded)]
+        return self._join([norm(layer, places) for norm, layer in zip(self._norms, layers, strict=True)])
+
+    def collect(self, whole: WholeImages) -> None:
+        """Adds the features of a microbatch to the statistics of this step, if there are any."""
+        for statistics, layer in zip(self.statistics, self._layers(whole.encoded) if self.statistics else (), strict=True):
+            assert isinstance(statistics, PositionStandardization)
+            statistics.collect(layer)
+
+    def commit(self) -> None:
+        """Moves the statistics by what was collected in this step."""
+        for statistics in self.statistics:
+            assert isinstance(statistics, PositionStandardization)
+            statistics.commit()
+
+    def _layers(self, encoded: EncoderOutput) -> list[Float[Tensor, "rows T D"]]:
+        return [encoded.blocks[number].float() for number in self._from_last] or [encoded.patches]
+
+
+def side_by_side(layers: list[Float[Tensor, "R M T D"]]) -> Float[Tensor, "R M T W"]:
+    """All layers in the last axis."""
+    return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
+
+
+def mean_of(layers: list[Float[Tensor, "R M T D"]]) -> Float[Tensor, "R M T D"]:
+    """The mean of all layers."""
+    return layers[0] if len(layers) == 1 else torch.stack(layers).mean(dim=0)
+
+
+JOINS: dict[str, Callable[[list[Tensor]], Tensor]] = {"concatenated": side_by_side, "averaged": mean_of}
+"""The ways to make one target of several layers."""
 
 
 @final
@@ -123,6 +262,21 @@ class TargetSpaces(nn.Module):
         self.spaces = nn.ModuleList(spaces)
         self.widths = [space.width for space in spaces]
         self._distance = DISTANCES[loss]
+
+    def whole(self, images: Float[Tensor, "B 3 h w"], encoder: nn.Module | None) -> WholeImages:
+        """Images for `at`. `encoder`: the target encoder, if there is one."""
+        return WholeImages(images, encoder, max(space.num_layers for space in self._all()))
+
+    def collect(self, whole: WholeImages, progress: Progress) -> None:
+        """Adds the images of a microbatch to the statistics of the spaces that have a weight at this step."""
+        for space, weight in self._weighted(progress):
+            if weight:
+                space.collect(whole)
+
+    def commit(self) -> None:
+        """Moves the statistics of all spaces by what was collected in this step."""
+        for space in self._all():
+            space.commit()
 
     @property
     def width(self) -> int:
@@ -159,8 +313,10 @@ class TargetSpaces(nn.Module):
         return (self._distance(predictions, targets, reduction="none") * of_tokens[..., None]).mean()
 
     def _weighted(self, progress: Progress) -> list[tuple[TargetSpace, float]]:
-        spaces = [space for space in self.spaces if isinstance(space, TargetSpace)]
-        return [(space, space.weight(progress)) for space in spaces]
+        return [(space, space.weight(progress)) for space in self._all()]
+
+    def _all(self) -> list[TargetSpace]:
+        return [space for space in self.spaces if isinstance(space, TargetSpace)]
 
 
 def target_spaces(settings: IJepaSettings, encoder: EncoderConfig) -> TargetSpaces:

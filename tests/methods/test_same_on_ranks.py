@@ -32,6 +32,8 @@ RATE = 0.1
 COUPLED = {
     "ijepa": {
         "contexts": 2,
+        "target_norm": "position",
+        "target_layers": (1, 2),
         "position_noise": 0.25,
         "sampled_targets": 2,
         "context_loss": 0.5,
@@ -43,8 +45,8 @@ COUPLED = {
     "msn": {"head_input_norm": True, "sinkhorn": True},
 }
 """Settings that switch on every term that looks at the whole batch, several contexts, outputs of parts of blocks, and draws."""
-CENTERS = {"dino": 1, "ibot": 2}
-"""Number of centers of a method."""
+CENTERS = {"ijepa": 2, "dino": 1, "ibot": 2}
+"""Number of centers, or of statistics of positions, of a method."""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,19 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "l1": {"loss": "l1"},
     "pixels": {"target_space": "pixels"},
     "pixels_then_features": {"target_space": "pixels_then_features"},
+    "input": {"target_masking": "input"},
+    "layers": {"target_layers": (1, 2)},
+    "averaged": {"target_layers": (1, 2), "target_layers_join": "averaged"},
+    "one_layer": {"target_layers": (1,)},
+    "position": {"target_norm": "position", "position_momentum": 0.5},
+    "dyntanh": {"target_norm": "dyntanh"},
 }
 """One value of each switch."""
 TOGETHER: dict[str, dict[str, Any]] = {
     "pixels": SWITCHES["pixels"],
-    "features": {"target_space": "pixels_then_features", "pixels_until": (0.3, 1), "features_from": (0, 0.6)},
+    "crossing": {"target_space": "pixels_then_features", "pixels_until": (0.3, 1), "features_from": (0.0, 0.6)},
+    "layers": {"target_layers": (1, 2), "target_norm": "position"},
+    "input": {"target_masking": "input", "target_norm": "dyntanh"},
 }
 """Switches that can stand together, for a test that trains."""
 HALFWAY = Progress(step=35, total_steps=100, steps_per_epoch=10)
@@ -91,8 +99,7 @@ def test_pixels_are_those_of_the_target_patches() -> None:
 def test_the_weights_of_pixels_and_features_cross_over(step: int, weights: tuple[float, float]) -> None:
     method, batch, progress = build(target_space="pixels_then_features"), make_batch(), Progress(step, 100, 10)
     images, masks, predictions = parts_of(method, batch)
-    features = build()._whole(images)
-    targets = (build().spaces.at(features, masks.targets, progress), pixels_of(images, masks))
+    targets = (build().probe(batch, progress).targets, pixels_of(images, masks))
     losses = [torch.nn.functional.smooth_l1_loss(*pair) for pair in zip(predictions.split([48, 48], -1), targets, strict=True)]
     expected = sum(weight * loss.item() for weight, loss in zip(weights, losses, strict=True))
     assert method(batch, progress).total.item() == pytest.approx(expected, rel=1e-5)
@@ -117,10 +124,102 @@ def test_ramps_may_be_jumps() -> None:
     assert found == [[0.0, 1.0], [pytest.approx(0.45), 1.0], [pytest.approx(0.5), 0.0], [1.0, 0.0]]
 
 
+def features_of(method: IJepa, images: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+    """Outputs of blocks of the target encoder, one block at a time. 0: the encoder's output."""
+    network = method.target_encoder.network  # type: ignore[union-attr]
+    found = {0: network(images).patches}
+    x = network._tokens(images, None)
+    for number, block in enumerate(network.blocks, start=1):
+        x = found[number] = block(x)
+    return [found[layer] for layer in layers]
+
+
+def at(features: Tensor, masks: BlockMasks) -> Tensor:
+    return torch.stack([rows[places] for rows, places in zip(features, masks.targets, strict=True)])
+
+
+def layer_normed(rows: Tensor) -> Tensor:
+    return (rows - rows.mean(-1, keepdim=True)) / (rows.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("layers", [(2,), (1, 2), (2, 1)])
+@pytest.mark.parametrize("join", ["concatenated", "averaged"])
+def test_layers_are_normalized_one_by_one_and_joined(layers: tuple[int, ...], join: str) -> None:
+    method, batch = build(target_layers=layers, target_layers_join=join), make_batch()
+    images, masks, predictions = parts_of(method, batch)
+    normed = [layer_normed(at(layer, masks)) for layer in features_of(method, images, layers)]
+    expected = torch.cat(normed, -1) if join == "concatenated" else torch.stack(normed).mean(0)
+    assert predictions.shape[-1] == (48 * len(layers) if join == "concatenated" else 48)
+    torch.testing.assert_close(method.probe(batch, HALFWAY).targets, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_input_of_the_target_encoder_may_be_one_block() -> None:
+    """Nothing outside of a block changes its targets, and one pass for each block gives them."""
+    method, batch = build(target_masking="input"), make_batch()
+    images, masks, _ = parts_of(method, batch)
+    targets = method.probe(batch, HALFWAY).targets
+    assert targets is not None
+    for image, blocks, found in zip(images, masks.targets, targets, strict=True):
+        for block, rows in zip(blocks, found, strict=True):
+            alone = method.target_encoder(image[None], block[None]).patches[0]  # type: ignore[misc]
+            torch.testing.assert_close(rows, layer_normed(alone), rtol=1e-5, atol=1e-5)
+    assert (targets - build().probe(batch, HALFWAY).targets).abs().max() > 1e-3  # type: ignore[operator]
+
+
+def test_dyntanh_keeps_large_features_large() -> None:
+    method, batch = build(target_norm="dyntanh", dyntanh_alpha=0.7), make_batch()
+    images, masks, _ = parts_of(method, batch)
+    (last,) = features_of(method, images, (2,))
+    torch.testing.assert_close(method.probe(batch, HALFWAY).targets, torch.tanh(0.7 * at(last, masks)), rtol=1e-5, atol=1e-5)
+
+
+def test_positions_have_mean_0_and_variance_1_over_the_images_so_far() -> None:
+    """Two steps of two microbatches with momentum 0.5: weights 0.25 and 0.5 of the steps, divided by their sum."""
+    method, momentum = build(**SWITCHES["position"]), 0.5
+    batches = [[make_batch(4, seed) for seed in (0, 1)], [make_batch(4, seed) for seed in (2, 3)]]
+    images = [[batch.views["image"][0] for batch in step] for step in batches]
+    features = [torch.cat([features_of(method, part, (0,))[0] for part in step]) for step in images]  # [8, N, D]
+    masks = make_batch().masks["image"]
+    assert isinstance(masks, BlockMasks)
+    first = method.probe(batches[0][0], HALFWAY).targets
+    torch.testing.assert_close(first, at(features[0][:4], masks), rtol=1e-5, atol=1e-5)  # no statistics yet
+    for step in batches:
+        for batch in step:
+            method(batch, HALFWAY)
+        method.spaces.commit()
+    weights = torch.tensor([momentum * (1 - momentum), 1 - momentum])
+    mean = sum(weight * rows.mean(0) for weight, rows in zip(weights / weights.sum(), features, strict=True))
+    square = sum(weight * rows.square().mean(0) for weight, rows in zip(weights / weights.sum(), features, strict=True))
+    expected = (features[0][:4] - mean) / (square - mean**2 + 1e-5).sqrt()
+    torch.testing.assert_close(method.probe(batches[0][0], HALFWAY).targets, at(expected, masks), rtol=1e-3, atol=1e-3)
+
+
+def test_the_mean_of_a_position_explains_nothing_after_standardization() -> None:
+    """Targets that are positions and little else: their share of the variance falls from nearly all to nearly nothing."""
+    method = build(**SWITCHES["position"])
+    features = torch.randn(1, 20, 48) + 0.1 * torch.randn(64, 20, 48)
+    (norm,) = method.spaces.spaces[0].statistics  # type: ignore[union-attr]
+    norm.collect(features)
+    norm.commit()
+    places = torch.arange(20).expand(64, 1, 20)
+    found = norm(features[:, None], places)[:, 0]
+
+    def share(rows: Tensor) -> float:
+        return float(rows.mean(0).var(0, unbiased=False).sum() / rows.flatten(0, 1).var(0, unbiased=False).sum())
+
+    assert share(features) > 0.95 and share(found) < 0.01
+
+
 GOLDEN = {
     "l1": [0.9156296, 0.8842876],
     "pixels": [0.4242523, 0.4235443],
     "pixels_then_features": [0.4428761, 0.4382986],
+    "input": [0.4652061, 0.442578],
+    "layers": [0.4661372, 0.4547829],
+    "averaged": [0.4651652, 0.4425253],
+    "one_layer": [0.4654919, 0.4428676],
+    "position": [0.4651835, 0.461393],
+    "dyntanh": [0.0648542, 0.0605473],
 }
 """Losses of each switch on a fixed batch at the first step and after one step of SGD, on a CPU in fp32."""
 
@@ -182,6 +281,13 @@ def final_state(config: RunConfig) -> dict[str, Tensor]:
             r"pixels_until=0.1 0.2 and method.features_from=0.25 0.45 leave steps without .* method.features_from=0.1 0.2",
         ),
         ({"pixels_until": (0.5, 0.2)}, "smallest first"),
+        ({"target_layers": (1, 3)}, r"method.target_layers=1 3 of a target encoder with 2 blocks: use numbers from 1 to 2"),
+        ({"target_layers": (0, 1)}, r"method.target_layers=0 must be at least 1"),
+        ({"target_layers": (1, 1)}, r"method.target_layers=1 1 repeats a value"),
+        ({"target_space": "pixels", "target_layers": (1,)}, r"method.target_layers=1 is for"),
+        ({"target_norm": "position", "target_masking": "input"}, r"needs features of every position"),
+        ({"context_loss": 0.5, "target_masking": "input"}, r"method.context_loss=0.5 has no targets"),
+        ({"position_momentum": 1.0}, "below 1"),
     ],
 )
 def test_targets_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -194,5 +300,9 @@ def test_settings_without_effect_are_told() -> None:
     assert without_effect(replace(SETTINGS, pixels_until=(0.1, 0.2))) == [
         "method.pixels_until=0.1 0.2 has no effect without method.target_space=pixels_then_features"
     ]
+    changed = {"position_momentum": 0.5, "dyntanh_alpha": 1.0, "target_layers_join": "averaged"}
+    words = ("target_norm=position", "target_norm=dyntanh", "several method.target_layers")
+    for found, word in zip(without_effect(replace(SETTINGS, **changed)), words, strict=True):  # type: ignore[arg-type]
+        assert found.endswith(f"has no effect without {'' if 'several' in word else 'method.'}{word}")
     (told,) = without_effect(replace(SETTINGS, target_space="pixels", export_context_encoder=True))
     assert "the context encoder is what is exported" in told

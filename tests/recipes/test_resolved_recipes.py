@@ -34,6 +34,11 @@ SINCE: dict[str, object] = {
     "method.sampled_targets": None,
     "method.context_loss": 0.0,
     "method.context_loss_warmup": (0.11, 0.22),
+    "method.position_momentum": 0.99,
+    "method.dyntanh_alpha": 0.5,
+    "method.target_masking": "output",
+    "method.target_layers": (),
+    "method.target_layers_join": "concatenated",
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

@@ -3,11 +3,21 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, SHARE, SMALLEST_FIRST
+from openjepa.refusals import Refusal
+from openjepa.settings.fields import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_BELOW_1,
+    SMALLEST_FIRST,
+    SWEPT,
+    as_setting,
+)
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
 from openjepa.settings.models import PredictorPasses
 
-OTHER_TARGETS = ("target_space",)
+OTHER_TARGETS = ("target_space", "target_masking", "target_layers", "target_layers_join")
 """Settings whose default gives the targets of the paper: one vector of the target encoder for each patch."""
 
 
@@ -46,8 +56,26 @@ class IJepaSettings(TeacherSettings):
     """Shares of the run between which the weight of the pixels falls from 1 to 0 on a line, for `pixels_then_features`."""
     features_from: Annotated[tuple[float, float], SHARE, SMALLEST_FIRST] = (0.25, 0.45)
     """Shares of the run between which the weight of the features rises from 0 to 1 on a line, for `pixels_then_features`."""
-    target_norm: Literal["layer_norm", "none"] = "layer_norm"
-    """Layer norm without affine of the target encoder's output (code: yes; not mentioned in the paper)."""
+    target_norm: Literal["layer_norm", "none", "position", "dyntanh"] = "layer_norm"
+    """Normalization of the target encoder's output. `layer_norm`: without affine (code: yes; not mentioned in the paper).
+    `position`: every dimension at every position has mean 0 and variance 1 over the images of many batches, so that the mean
+    patch of a position explains nothing (ours; CAPI, arXiv 2502.08769, balances its assignments by position). `dyntanh`:
+    tanh(`dyntanh_alpha` x) of the last block's output before the encoder's final norm (after Colton, arXiv 2508.02829)."""
+    position_momentum: Annotated[float, SHARE_BELOW_1] = 0.99
+    """Share of the running averages of `target_norm=position` that a step keeps. They are divided by the sum of the weights of
+    all batches, so that they fit from the second step on. The first step has no statistics: features stay as they are."""
+    dyntanh_alpha: Annotated[float, POSITIVE] = 0.5
+    """Factor before the tanh of `target_norm=dyntanh`. 0.5: where the learned factor of DyT starts (arXiv 2503.10622)."""
+    target_masking: Literal["output", "input"] = "output"
+    """`output`: targets are taken from the target encoder's output on the whole image. `input`: the target encoder sees the
+    patches of one block alone, once for each block (the paper's Table 11: worse)."""
+    target_layers: Annotated[tuple[int, ...], AT_LEAST_1, SWEPT] = ()
+    """Blocks of the target encoder whose outputs are predicted, by their number: 1 is the first one. Each is normalized by
+    itself (`target_norm`), without the encoder's final norm. Empty: the encoder's output, after that norm, as in the paper.
+    Several layers: Bootleg (arXiv 2603.15553), V-JEPA 2.1 (arXiv 2603.14482), data2vec (arXiv 2202.03555)."""
+    target_layers_join: Literal["concatenated", "averaged"] = "concatenated"
+    """`concatenated`: all layers are predicted side by side, by a wider last Linear (Bootleg, V-JEPA 2.1). `averaged`: their
+    mean is predicted (data2vec)."""
     contexts: Annotated[int, AT_LEAST_1] = 1
     """Contexts per image, each with target blocks of its own (paper: 1). The target encoder sees an image once for all of them,
     and an image is decoded and cropped once (data2vec 2.0, arXiv 2212.07525, section 3.2). `optim.batch_size` counts images."""
@@ -78,3 +106,13 @@ class IJepaSettings(TeacherSettings):
         """The settings that make targets unlike those of the paper, by name. A predictor's config.json holds them."""
         found = {name: getattr(self, name) for name in OTHER_TARGETS}
         return {name: value for name, value in found.items() if value != getattr(IJepaSettings, name)}
+
+
+def check_target_layers(layers: tuple[int, ...], depth: int) -> None:
+    """Raises Refusal if a target encoder with `depth` blocks does not have all of `layers`."""
+    if layers and max(layers) > depth:
+        spread = " ".join(str(max(1, round(depth * part / 4))) for part in range(1, 5))
+        raise Refusal(
+            f"{as_setting('method.target_layers', layers)} of a target encoder with {depth} blocks: use numbers from 1 to "
+            f"{depth}, e.g. {spread}"
+        )

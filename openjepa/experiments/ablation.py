@@ -25,7 +25,7 @@ from openjepa.experiments.ablation_tables import (
     write_result,
     write_tables,
 )
-from openjepa.recipes.ablations import ABLATIONS, ablation_rows
+from openjepa.recipes.ablations import ablation_named, ablation_rows
 from openjepa.records import Result, read_summary
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
@@ -37,6 +37,7 @@ from openjepa.system.interrupts import Interrupted
 from openjepa.training.loop import train
 
 SCENE_TASKS = ("clevr_count", "clevr_dist")
+NO_SCENES = "none"
 RANK = "RankMe"
 
 
@@ -47,7 +48,7 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
     are left to it. Raises Refusal before anything is run if the settings cannot work.
     """
     started = time.time()
-    ablation, output = ABLATIONS[settings.ablation], settings.output
+    ablation, output = ablation_named(settings.ablation), settings.output
     base = base_config(config, settings)
     rows = ablation_rows(settings.ablation, base, settings.rows)
     for row in rows.values():
@@ -169,9 +170,9 @@ def _settings(config: RunConfig, ablation: AblationSettings) -> EvaluationSettin
 
 
 def _results(subject: Path, config: RunConfig, scenes: str | None, settings: EvaluationSettings) -> list[Result]:
-    """Results on the run's own images, then on the scenes in the folder `scenes` (the packaged ones if None)."""
+    """Results on the run's own images, then on the scenes in the folder `scenes` (None: the packaged ones; `none`: not)."""
     results = evaluate_run(subject, settings, config.data)
-    if isinstance(config.data, ScenesSettings) and config.data.path == scenes:
+    if scenes == NO_SCENES or (isinstance(config.data, ScenesSettings) and config.data.path == scenes):
         return results
     # the run's own image size; only the images and the labels differ
     data = ScenesSettings(path=scenes, image_size=config.data.image_size)

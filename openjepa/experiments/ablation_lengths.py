@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openjepa.config import difference, from_dict, read_object, to_dict
+from openjepa.recipes.ablations import ablation_named, parsed_changes, with_changes
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
 from openjepa.settings.experiments import AblationSettings
@@ -21,7 +22,7 @@ from openjepa.training.timed_steps import RealSteps
 
 Budget = Literal["images", "seconds"]
 PLAN = "plan.json"
-KEPT = ("ablation", "seconds", "probe_images", "scenes")
+KEPT = ("seconds", "probe_images", "scenes")
 """Options that must stay the same while runs are added: those for lengths and for the evaluation of encoders."""
 
 
@@ -66,17 +67,32 @@ class PlannedRun:
 
 
 def base_config(config: RunConfig, settings: AblationSettings) -> RunConfig:
-    """The run that all rows vary, with the length of the table at equal images. Raises Refusal if its length is in epochs."""
-    if config.optim.total_steps is None:
+    """The run that all rows vary, with the length of the table at equal images.
+
+    If the recipe's length is in epochs, its warm-up keeps its share of the run. Raises Refusal if then no number of images is
+    given, or if a setting that all rows change does not exist.
+    """
+    if config.optim.total_steps is None and settings.images is None:
         raise Refusal(
-            f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: use a small recipe, "
-            "e.g. --recipe cpu-32"
+            f"--recipe {config.recipe} has its length in epochs, but runs are compared by images seen: give --images, or use a "
+            "small recipe, e.g. --recipe cpu-32"
         )
     run = replace(config.run, device=settings.device, precision=settings.precision, output=str(settings.output))
     config = replace(config, data=settings.data, model=settings.model, system=settings.system, run=run)
+    changes = {**ablation_named(settings.ablation).common, **parsed_changes(settings.set)}
+    config = with_changes(config, changes)
     if settings.images is None:
         return config
-    return _of_length(config, max(1, settings.images // config.optim.batch_size))
+    return _of_length(_with_warmup_share(config), max(1, settings.images // config.optim.batch_size))
+
+
+def _with_warmup_share(config: RunConfig) -> RunConfig:
+    """`config` with a warm-up as a share of the run, if its length and its warm-up are in epochs."""
+    optim = config.optim
+    if optim.total_steps is not None or optim.warmup_epochs is None or optim.warmup_steps is not None:
+        return config
+    share = min(optim.warmup_epochs / optim.epochs, 1.0)
+    return replace(config, optim=replace(optim, warmup_epochs=None, warmup_share=share))
 
 
 def planned_runs(rows: Mapping[str, RunConfig], speeds: Mapping[str, Speed], settings: AblationSettings) -> list[PlannedRun]:

@@ -205,7 +205,7 @@ def write_tables(output: Path, name: str) -> None:
     """Writes tables.md, tables.json and results.json from the runs that have ended so far."""
     with claimed_work(output, "tables", wait=True):
         results = read_results(output)
-        found = tables(results, ABLATIONS[name].names)
+        found = tables(results, ABLATIONS[name].rows)
         content: dict[str, Any] = {budget: [vars(line) for line in lines] for budget, lines in found.items()}
         _write(output / "tables.json", json.dumps(content, indent=1))
         _write(output / "results.json", json.dumps([vars(result) for result in results], indent=1))
@@ -221,7 +221,7 @@ def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
     """An explanation of the columns and of the lines below the rows, or of why there are none."""
     if any(result.references for result in results):
         return LEGEND + UNTRAINED
-    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {next(iter(ablation.names))} only."
+    return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.first} only."
 
 
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[TableLine]], results: Sequence[RunResult]) -> str:
@@ -238,7 +238,7 @@ def print_tables(output: Path, name: str, console: Console | None = None) -> Non
     """Prints the tables in the terminal, and the name of their file."""
     console = console or _console()
     results = read_results(output)
-    for budget, lines in tables(results, ABLATIONS[name].names).items():
+    for budget, lines in tables(results, ABLATIONS[name].rows).items():
         console.print(Text(caption(budget, lines, results), "italic"))
         table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
         table.add_column(ABLATIONS[name].column)

@@ -33,14 +33,18 @@ class AblationSettings:
 
     ablation: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
     """Name of the comparison (see above)."""
-    recipe: str = "cpu-32"
-    """Small I-JEPA recipe that gives encoder, images, batch and length of the runs."""
+    list: bool = False
+    """List all comparisons with their rows, settings and published numbers, and stop."""
+    recipe: str | None = None
+    """I-JEPA recipe that gives encoder, images, batch and length of the runs. None: that of the comparison, `cpu-32`."""
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     rows: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--methods"])] = ()
     """Only these rows of the table, and always the first row, the untrained encoder and raw pixels. Empty: all."""
+    set: tuple[str, ...] = ()
+    """Settings of the recipe that all runs change: monitor.every=0 optim.lr=2e-3."""
     images: Annotated[int | None, AT_LEAST_1] = None
-    """Images that every run sees for the table at equal images. None: as in the recipe."""
+    """Images that every run sees for the table at equal images. None: as in the recipe. Needed if its length is in epochs."""
     seconds: Annotated[float | Literal["auto", "none"], SECONDS] = "auto"
     """Training seconds of every run for the table at equal time. `auto`: the time that the first row takes for its images;
     `none`: no such table."""
@@ -49,10 +53,10 @@ class AblationSettings:
     probe_images: Annotated[int | None, AT_LEAST_1] = None
     """Most training images of each probe, spread over the classes as evenly as possible. None: all."""
     scenes: str | None = None
-    """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones."""
+    """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones; `none`: only the run's own images."""
     output: Path = Path("runs/ablation")
     """Folder of all runs and tables. The same command continues a stopped one. In several terminals, the commands share the
-    runs."""
+    runs. Comparisons with the same base run may have one folder, and then share the runs of equal rows."""
     rounds: Annotated[int, AT_LEAST_1] = 7
     """Rounds in which speeds are measured. Each round measures every row once."""
     dry_run: bool = False

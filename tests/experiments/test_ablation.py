@@ -230,7 +230,7 @@ def test_lengths_follow_the_speeds_and_schedules_the_lengths(base: RunConfig, se
 def test_rows_are_those_of_the_registry() -> None:
     config = load_recipe("cpu-32")
     for name, ablation in ABLATIONS.items():
-        assert tuple(ablation_rows(name, config)) == tuple(ablation.names)
+        assert tuple(ablation_rows(name, config)) == tuple(ablation.rows)
     assert list(ablation_rows("methods", config, ("dino", "mae"))) == ["ijepa", "mae", "dino"], "the first is always measured"
     with pytest.raises(ValueError, match="did you mean 'dino'"):
         ablation_rows("methods", config, ("dno",))
@@ -249,7 +249,7 @@ def test_without_the_first_row_the_legend_says_why_no_baselines_stand_there() ->
 def test_the_widest_table_is_whole_at_100_columns(
     apart: float, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = [finished(row, seed, 0.6 + apart * (seed - 0.5)) for row in ABLATIONS["methods"].names for seed in (0, 1)]
+    results = [finished(row, seed, 0.6 + apart * (seed - 0.5)) for row in ABLATIONS["methods"].rows for seed in (0, 1)]
     results += [finished("data2vec", 2, 0.6, budgets=("seconds",)), finished("dino", 1, 0.1, budgets=("seconds",))]
     results += [
         finished("dino", 0, 0.1, budgets=("seconds",)),
@@ -268,7 +268,7 @@ def test_the_widest_table_is_whole_at_100_columns(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "needs the name of an ablation (methods) (see openjepa ablate --help)"),
+        ([], "needs the name of an ablation (methods, "),
         (["methods", "--method.name", "mae"], "--method.name has no effect"),
         (["methods", "--methods", "mea"], "--rows mea does not exist in the ablation methods: did you mean 'mae'"),
         (["methods", "--recipe", "cpu32"], "did you mean 'cpu-32'"),

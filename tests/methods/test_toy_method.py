@@ -99,7 +99,7 @@ def test_the_benches_and_the_ablation_know_it_without_a_row_of_matched() -> None
     ):
         assert (config.method, config.masks.strategy) == (MeanColorSettings(), "random_patches")
     assert config.optim == base.optim and config.model == base.model
-    assert "mean_color" in ABLATIONS["methods"].names
+    assert "mean_color" in ABLATIONS["methods"].rows
 
 
 def test_what_does_not_suit_it_is_refused_by_what_its_settings_say(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from openjepa.commands.parsing.arguments import (
     check_output_folder,
+    is_help,
     normalized,
     option_value,
     parse,
@@ -14,7 +15,7 @@ from openjepa.commands.parsing.arguments import (
     unless_help,
 )
 from openjepa.recipes import load_recipe
-from openjepa.recipes.ablations import ABLATIONS, ablation_rows
+from openjepa.recipes.ablations import ABLATIONS, Changes, Share, ablation_named, ablation_rows, parsed_changes, with_changes
 from openjepa.refusals import Refusal
 from openjepa.settings.experiments import AblationSettings
 
@@ -29,6 +30,8 @@ examples:
 
 names:
 {names}
+
+`openjepa ablate --list` prints the rows of each, with their settings and the published numbers.
 
 Columns: linear and k-NN on the run's own images and on scenes (Clevr/Count and Clevr/Dist), RankMe, speed, FLOPs; the untrained
 encoder and raw pixels beside them. Before the first run, speeds are measured in turns: short steps of every row in every round.
@@ -46,19 +49,49 @@ ABLATE_COMMON = (
 """The options that the help shows without --help-all, in this order."""
 
 
+SHOWN = "cpu-32"
+"""Recipe whose values the help shows if the command line names none that exists."""
+
+
+def listed(name: str) -> str:
+    """An ablation in words: its base, and the settings and the published number of each row."""
+    ablation = ABLATIONS[name]
+    common = [f"  all rows: {said(ablation.common)}"] if ablation.common else []
+    source = [f"  published: {ablation.source}, in %"] if ablation.source else []
+    rows = [
+        f"  {row:<24}{item.title:<22}{'' if item.published is None else f'{item.published:.1f}':>5}  {said(item.changes)}".rstrip()
+        for row, item in ablation.rows.items()
+    ]
+    return "\n".join([f"{name}: {ablation.title} ({ablation.base})", *common, *source, *rows])
+
+
+def said(changes: Changes) -> str:
+    """Changed settings in words."""
+    return ", ".join(f"{name}={_value(value)}" for name, value in changes.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return f"{value.share:g} of the encoder's {value.of}" if isinstance(value, Share) else str(value)
+
+
 def ablate(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa ablate`: trains, evaluates and compares the rows of an ablation."""
+    if "--list" in argv and not is_help(argv):
+        print("\n\n".join(map(listed, ABLATIONS)))
+        return
     argv = require(AblationSettings, argv, f"the name of an ablation ({', '.join(ABLATIONS)})", prog)
     for setting in ("method.name", "masks.strategy"):
         if setting in map(normalized, argv):
             raise Refusal(f"--{setting} has no effect: the rows of an ablation say it; use --rows to choose some of them")
-    name, preset = option_value(argv, "recipe") or AblationSettings.recipe, option_value(argv, "preset")
-    config = unless_help(argv, lambda: load_recipe(name, preset), lambda: load_recipe(AblationSettings.recipe))
+    recipe, preset = option_value(argv, "recipe"), option_value(argv, "preset")
+    config = unless_help(argv, lambda: load_recipe(recipe or ablation_named(argv[0]).base, preset), lambda: load_recipe(SHOWN))
     config = replace(config, data=select_component(config.data, "data", argv))
     start = AblationSettings(data=config.data, model=config.model, system=config.system)
-    names = "\n".join(f"  {name:<10}{item.title}: {', '.join(item.names)}" for name, item in ABLATIONS.items())
+    names = "\n".join(f"  {name:<17}{item.title}" for name, item in ABLATIONS.items())
     options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start, common=ABLATE_COMMON)
-    ablation_rows(options.ablation, config, options.rows)
+    ablation_rows(options.ablation, with_changes(config, parsed_changes(options.set)), options.rows)
     check_output_folder(options.output)
     from openjepa.experiments.ablation import run_ablation
 

@@ -76,9 +76,9 @@ class Ablation:
         """Name of the row with which the others are compared."""
         return next(iter(self.rows))
 
-    def is_published(self) -> bool:
-        """True if some of its rows have published numbers."""
-        return any(row.published is not None for row in self.rows.values())
+    def published(self) -> dict[str, float]:
+        """The published numbers by row, in %."""
+        return {row: item.published for row, item in self.rows.items() if item.published is not None}
 
 
 BASE = "base"
@@ -160,9 +160,7 @@ ABLATIONS = {
                 {"optim.weight_decay": 0.04, "optim.final_weight_decay": 0.4, "optim.weight_decay_schedule": "linear"},
                 77.8,
             ),
-            "decay-constant": Variant(
-                "0.05", {"optim.weight_decay": 0.05, "optim.weight_decay_schedule": "constant"}, 76.4
-            ),
+            "decay-constant": Variant("0.05", {"optim.weight_decay": 0.05, "optim.weight_decay_schedule": "constant"}, 76.4),
         },
         common=MULTI_BLOCK,
         source=f"{I_JEPA}, Table 13: ViT-L/16, 600 epochs, linear probe (fine-tuned on 1 % of the labels: 69.4 and 70.7)",

@@ -12,7 +12,7 @@ import torch
 from openjepa.engine import clock
 from openjepa.engine.checkpoint_files import write_manifest
 from openjepa.engine.clock import LoopClock
-from openjepa.experiments.ablation_tables import RunResult, tables
+from openjepa.experiments.ablations.ablation_tables import RunResult, tables
 from openjepa.records import seconds_of_steps
 from openjepa.report.facts import facts, step_seconds, total_seconds
 from openjepa.report.reading import read_run

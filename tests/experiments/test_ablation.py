@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from openjepa.cli import main
-from openjepa.experiments import ablation as running
-from openjepa.experiments.ablation import run_ablation
-from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, planned_runs
-from openjepa.experiments.ablation_tables import RunResult, claimed_work, legend, print_tables, read_results
+from openjepa.experiments.ablations import ablation_run as running
+from openjepa.experiments.ablations.ablation_lengths import PlannedRun, Speed, base_config, planned_runs
+from openjepa.experiments.ablations.ablation_run import run_ablation
+from openjepa.experiments.ablations.ablation_tables import RunResult, claimed_work, legend, print_tables, read_results
 from openjepa.recipes import load_recipe
 from openjepa.recipes.ablations import ABLATIONS, ablation_rows
 from openjepa.settings.experiments import AblationSettings
@@ -87,7 +87,7 @@ def test_from_settings_to_tables(base: RunConfig, settings: AblationSettings, mo
     output, results = settings.output, read_results(settings.output)
     assert {result.name for result in results} == RUNS
     assert {path.parent.name for path in output.glob("*/encoder")} == RUNS
-    tables = json.loads((output / "tables.json").read_text())
+    tables = json.loads((output / "methods.json").read_text())
     for budget, steps in (("images", {"ijepa": 4, "mae": 4}), ("seconds", {"ijepa": 4, "mae": 12})):
         lines = {line["row"]: line for line in tables[budget]}
         assert list(lines) == ["ijepa", "mae", "untrained", "pixels"]
@@ -103,10 +103,10 @@ def test_from_settings_to_tables(base: RunConfig, settings: AblationSettings, mo
     assert json.loads((output / "results.json").read_text())[0]["name"] == results[0].name
     assert (output / "scaling.html").stat().st_size > 10_000
 
-    written = (output / "tables.md").read_text()
+    written = (output / "methods.md").read_text()
     monkeypatch.setattr(running, "train", refuse)
     assert run_ablation(base, settings) == 0
-    assert (output / "tables.md").read_text() == written
+    assert (output / "methods.md").read_text() == written
 
 
 def _check_against_its_folder(folder: Path, result: RunResult) -> None:
@@ -145,7 +145,7 @@ def test_a_run_that_fails_does_not_end_the_others(
         "mae-4steps-seed0": "failed",
         "mae-4steps-seed1": "finished",
     }
-    written = (settings.output / "tables.md").read_text()
+    written = (settings.output / "methods.md").read_text()
     assert "failed: mae-4steps-seed0: RuntimeError: out of luck" in written and "| mae (1) |" in written
     assert "failed: mae-4steps-seed0: RuntimeError: out of luck" in capsys.readouterr().out
 
@@ -153,7 +153,7 @@ def test_a_run_that_fails_does_not_end_the_others(
     monkeypatch.setattr(running, "train", lambda config: tried.append(config.run.name) or train(config))
     assert run_ablation(base, settings) == 0
     assert tried == ["mae-4steps-seed0"], "what failed is tried again, what is finished is not"
-    assert "failed" not in (settings.output / "tables.md").read_text()
+    assert "failed" not in (settings.output / "methods.md").read_text()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
@@ -255,7 +255,7 @@ def test_the_widest_table_is_whole_at_100_columns(
         finished("dino", 0, 0.1, budgets=("seconds",)),
         finished("mae", 2, 0.9, status="failed", error="ValueError: no"),
     ]
-    monkeypatch.setattr("openjepa.experiments.ablation_tables.read_results", lambda output: results)
+    monkeypatch.setattr("openjepa.experiments.ablations.ablation_tables.read_results", lambda output: results)
     console = Console(width=100, record=True)
     print_tables(tmp_path, "methods", console)
     text = console.export_text()

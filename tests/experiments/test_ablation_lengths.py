@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from openjepa.engine.device import synchronize
-from openjepa.experiments import ablation_lengths
-from openjepa.experiments.ablation_lengths import measure_speeds
+from openjepa.experiments.ablations import ablation_lengths
+from openjepa.experiments.ablations.ablation_lengths import measure_speeds
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.methods import IJepaSettings

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from openjepa.experiments.ablation_tables import RunResult
+from openjepa.experiments.ablations.ablation_tables import RunResult
 from openjepa.records import Metric, Result, SubjectResult
 
 CONFIG = {

@@ -14,7 +14,7 @@ from openjepa.cli import main
 from openjepa.commands.parsing.arguments import given_settings
 from openjepa.commands.train import parse_train
 from openjepa.config import difference, flatten, load_run_config, save_yaml
-from openjepa.experiments.ablation_lengths import base_config
+from openjepa.experiments.ablations.ablation_lengths import base_config
 from openjepa.recipes import kept_by_file, load_recipe
 from openjepa.recipes.ablations import ablation_rows
 from openjepa.settings.derived import RULES, division_problem, divisors, fitting_microbatches, resolve

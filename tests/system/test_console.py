@@ -21,8 +21,8 @@ from openjepa.commands.convert import _print as print_conversion
 from openjepa.commands.embed import _print as print_embedded
 from openjepa.commands.evaluate import print_results, print_row
 from openjepa.commands.parsing.arguments import check_output_file
-from openjepa.experiments.ablation_lengths import PlannedRun, Speed
-from openjepa.experiments.ablation_tables import print_plan, print_tables
+from openjepa.experiments.ablations.ablation_lengths import PlannedRun, Speed
+from openjepa.experiments.ablations.ablation_tables import print_plan, print_tables
 from openjepa.experiments.data_times import print_result
 from openjepa.experiments.energies import measure_energy, print_energy
 from openjepa.inference.embedding.embedding_run import Embedded
@@ -121,14 +121,14 @@ def test_neighbors_of_a_search(text: str, tmp_path: Path, shown: Any) -> None:
 
 def test_tables_of_an_ablation(text: str, tmp_path: Path, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     results = [finished("ijepa", 0, 0.6), finished("mae", 0, 0.6, status="failed", error=f"ValueError: {text}")]
-    monkeypatch.setattr("openjepa.experiments.ablation_tables.read_results", lambda output: results)
+    monkeypatch.setattr("openjepa.experiments.ablations.ablation_tables.read_results", lambda output: results)
     print_tables(tmp_path / text.replace("/", "-"), "methods")
     config = load_recipe("cpu-32")
     config = replace(config, run=replace(config.run, name="x"))
     run = PlannedRun(f"row {text}", 0, ("images",), config, Speed(1.0, 1.0))
     print_plan(ABLATIONS["methods"], [run], [])
     printed = shown()
-    assert f"ValueError: {text}" in printed and f"{text.replace('/', '-')}/tables.md" in printed and f"row {text}" in printed
+    assert f"ValueError: {text}" in printed and f"{text.replace('/', '-')}/methods.md" in printed and f"row {text}" in printed
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,8 +35,8 @@ names:
 
 Columns: linear and k-NN on the run's own images and on scenes (Clevr/Count and Clevr/Dist), RankMe, speed, FLOPs; the untrained
 encoder and raw pixels beside them. Before the first run, speeds are measured in turns: short steps of every row in every round.
-From them follow the steps of the table at equal time. Writes the run folders, tables.md, tables.json, results.json and
-scaling.html.
+From them follow the steps of the table at equal time. Beside published numbers, a second table says whether their order
+appears. Writes the run folders, NAME.md, NAME.json, NAME.svg, results.json and scaling.html.
 
 The same command goes on where it was stopped and skips what is done. Started in several terminals (with --system.threads 1,
 say), the processes share the runs. A run that fails does not end the others; the command then exits with 1."""
@@ -93,7 +93,7 @@ def ablate(argv: Sequence[str], prog: str) -> None:
     options = parse(AblationSettings, argv, prog, ABLATE_HELP.format(names=names), start, common=ABLATE_COMMON)
     ablation_rows(options.ablation, with_changes(config, parsed_changes(options.set)), options.rows)
     check_output_folder(options.output)
-    from openjepa.experiments.ablation import run_ablation
+    from openjepa.experiments.ablations.ablation_run import run_ablation
 
     if run_ablation(config, options):
         sys.exit(1)

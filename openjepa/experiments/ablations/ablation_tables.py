@@ -1,6 +1,7 @@
 """The results of an ablation's runs, one file each, and the tables made from them. Does not import torch.
 
-Tables are written as Markdown and JSON beside the runs and printed in the terminal, where they fit into 100 columns.
+One table has all numbers, the other one the differences to the first row beside the published numbers. Both are written as
+Markdown and JSON beside the runs and printed in the terminal, where they fit into 100 columns.
 """
 
 import json
@@ -17,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from openjepa.config import lenient, readable_object
-from openjepa.experiments.ablation_lengths import PlannedRun
+from openjepa.experiments.ablations.ablation_lengths import PlannedRun
+from openjepa.experiments.ablations.ablation_verdict import Paired, ordering, paired, words
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
 from openjepa.settings.protocols import PROTOCOLS
@@ -41,11 +43,13 @@ WIDTH = 100
 """Width of a table in the terminal in characters. If the terminal is narrower, lines are folded and not cut."""
 COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
 COLUMNS = (*PROBES, "rank", *COSTS)
+JUDGED = ("linear", "k-NN")
+"""Columns whose differences to the first row are shown."""
 SHOWN = COLUMNS[:-1]
 """Columns that fit into `WIDTH` in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
 distance of the nearest). rank: RankMe of the features. images/s: measured in turns. GFLOPs: of an image in a step. step s:
-seconds of the steps alone, which are made equal. total s (tables.md): with looks and saving. """
+seconds of the steps alone, which are made equal. total s (in the file): with looks and saving. """
 UNTRAINED = "untrained: the encoder of the first row before training."
 
 
@@ -124,7 +128,8 @@ def claimed_work(output: Path, name: str, wait: bool = False) -> AbstractContext
 
 def tables(results: Sequence[RunResult], order: Iterable[str]) -> dict[str, list[TableLine]]:
     """The lines of each table by its budget, from the finished runs. Lines of the baselines stand below."""
-    done = [result for result in results if result.status == "finished"]
+    order = list(order)
+    done = [result for result in results if result.status == "finished" and result.row in order]
     baselines = _baselines(done)
     found = {}
     for budget in BUDGETS:
@@ -163,10 +168,15 @@ def _line(row: str, runs: Sequence[Mapping[str, float]]) -> TableLine:
     return TableLine(row, len(runs), means, spreads)
 
 
-def cells(line: TableLine, most_seeds: int, columns: Sequence[str] = COLUMNS) -> list[str]:
-    """The cells of a row. A row with fewer seeds than others says so."""
-    name = line.row if line.seeds == most_seeds else f"{line.row} ({line.seeds})"
+def cells(line: TableLine, most_seeds: int, title: str, columns: Sequence[str] = COLUMNS) -> list[str]:
+    """The cells of a row called `title`. A row with fewer seeds than others says so."""
+    name = title if line.seeds == most_seeds else f"{title} ({line.seeds})"
     return [name, *(_cell(line, column) for column in columns)]
+
+
+def known_columns(lines: Sequence[TableLine], columns: Sequence[str] = COLUMNS) -> list[str]:
+    """Those of `columns` of which a line has a number."""
+    return [column for column in columns if any(column in line.means for line in lines)]
 
 
 def _cell(line: TableLine, column: str) -> str:
@@ -196,20 +206,22 @@ def caption(budget: str, lines: Sequence[TableLine], results: Sequence[RunResult
     return f"{words}; largest standard error of one run: {', '.join(errors)}" if errors else words
 
 
-def failures(results: Sequence[RunResult]) -> list[str]:
-    """The failed runs, each with its error."""
-    return [f"failed: {result.name}: {result.error}" for result in results if result.status == "failed"]
+def failures(ablation: Ablation, results: Sequence[RunResult]) -> list[str]:
+    """The failed runs of an ablation, each with its error."""
+    failed = [result for result in results if result.status == "failed" and result.row in ablation.rows]
+    return [f"failed: {result.name}: {result.error}" for result in failed]
 
 
 def write_tables(output: Path, name: str) -> None:
-    """Writes tables.md, tables.json and results.json from the runs that have ended so far."""
+    """Writes the tables of the ablation `name` as NAME.md and NAME.json, and results.json, from the runs ended so far."""
     with claimed_work(output, "tables", wait=True):
         results = read_results(output)
         found = tables(results, ABLATIONS[name].rows)
         content: dict[str, Any] = {budget: [vars(line) for line in lines] for budget, lines in found.items()}
-        _write(output / "tables.json", json.dumps(content, indent=1))
+        content["compared"] = {budget: _compared(ABLATIONS[name], results, budget) for budget in found}
+        _write(output / f"{name}.json", json.dumps(content, indent=1))
         _write(output / "results.json", json.dumps([vars(result) for result in results], indent=1))
-        _write(output / "tables.md", markdown(ABLATIONS[name], found, results))
+        _write(output / f"{name}.md", markdown(ABLATIONS[name], found, results))
 
 
 def _write(path: Path, text: str) -> None:
@@ -219,57 +231,156 @@ def _write(path: Path, text: str) -> None:
 
 def legend(ablation: Ablation, results: Sequence[RunResult]) -> str:
     """An explanation of the columns and of the lines below the rows, or of why there are none."""
-    if any(result.references for result in results):
+    if any(result.references for result in results if result.row in ablation.rows):
         return LEGEND + UNTRAINED
     return f"{LEGEND}The untrained encoder and raw pixels are evaluated beside the row {ablation.first} only."
 
 
+# -------------------------------------------------------------------------------------------- differences to the first row
+
+
+def values_of(results: Sequence[RunResult], rows: Iterable[str], budget: str, column: str) -> dict[str, dict[int, float]]:
+    """A column of the finished runs of one table by row and seed, rows in the order of `rows`."""
+    found: dict[str, dict[int, float]] = {row: {} for row in rows}
+    for result in results:
+        known = _columns(result)
+        if result.status == "finished" and budget in result.budgets and result.row in found and column in known:
+            found[result.row][result.seed] = known[column]
+    return found
+
+
+def compared(ablation: Ablation, results: Sequence[RunResult], budget: str) -> dict[str, Paired]:
+    """The rows of one table, compared seed by seed in each of the columns `JUDGED`."""
+    return {column: paired(values_of(results, ablation.rows, budget, column)) for column in JUDGED}
+
+
+def _compared(ablation: Ablation, results: Sequence[RunResult], budget: str) -> dict[str, Any]:
+    """What NAME.json holds of the comparison of one table."""
+    content: dict[str, Any] = {"published": ablation.published(), "source": ablation.source}
+    for column, found in compared(ablation, results, budget).items():
+        order = ordering(found, ablation.published())
+        facts = {} if order is None else {**vars(order), "verdict": order.verdict}
+        content[column] = {
+            "differences": found.differences(ablation.first),
+            "standard_error": found.error,
+            "seeds": found.seeds,
+            "ordering": facts,
+        }
+    return content
+
+
+def difference_rows(ablation: Ablation, lines: Sequence[TableLine], found: Mapping[str, Paired]) -> list[list[str]]:
+    """The table of differences to the first row: its heading, then its rows. Costs are relative to the first row."""
+    with_published = bool(ablation.published())
+    heading = [ablation.column, *(["published", "difference"] if with_published else [])]
+    heading += [word for column in JUDGED for word in (column, "difference")]
+    first = ablation.rows[ablation.first].published
+    by_row = {line.row: line.means for line in lines}
+    base = by_row.get(ablation.first, {})
+    rows = [[*heading, "time an image", "FLOPs"]]
+    for row, variant in ablation.rows.items():
+        if row not in by_row:
+            continue
+        cells = [variant.title]
+        if with_published:
+            cells += _published_cells(variant.published, first)
+        for column in JUDGED:
+            cells += _difference_cells(row, by_row[row].get(column), found[column], ablation.first)
+        costs = ((base.get("images/s"), by_row[row].get("images/s")), (by_row[row].get("GFLOPs"), base.get("GFLOPs")))
+        rows.append([*cells, *(f"{top / below:.2f}" if top and below else "-" for top, below in costs)])
+    return rows
+
+
+def _published_cells(value: float | None, first: float | None) -> list[str]:
+    if value is None:
+        return ["-", "-"]
+    return [f"{value:.1f}", "-" if first is None or value is first else f"{value - first:+.1f}"]
+
+
+def _difference_cells(row: str, mean: float | None, found: Paired, first: str) -> list[str]:
+    difference = found.differences(first).get(row)
+    value = "-" if mean is None else f"{mean:.1f}"
+    if difference is None or row == first:
+        return [value, "-"]
+    return [value, f"{difference:+.1f}" + ("" if found.error is None else f" ± {found.error:.1f}")]
+
+
+def judgment(ablation: Ablation, found: Mapping[str, Paired]) -> list[str]:
+    """Sentences on the differences: what their errors are, and whether the published ordering appears."""
+    number = max((item.seeds for item in found.values()), default=0)
+    seeds = f"{number} seeds that all rows have" if number != 1 else "the one seed that all rows have"
+    lines = [f"Differences to the first row over the {seeds}, ± their standard error from the spread between seeds."]
+    if not ablation.published():
+        return lines
+    source = f"Published: {ablation.source}, in %."
+    return [f"{lines[0]} {source}", *(words(ordering(item, ablation.published()), column) for column, item in found.items())]
+
+
+# ------------------------------------------------------------------------------------------------- Markdown and the terminal
+
+
 def markdown(ablation: Ablation, found: Mapping[str, Sequence[TableLine]], results: Sequence[RunResult]) -> str:
-    """The text of tables.md."""
+    """The text of NAME.md."""
     parts = [f"# {ablation.title}", legend(ablation, results)]
     for budget, lines in found.items():
-        rows = [(ablation.column, *COLUMNS), ("---",) * (1 + len(COLUMNS)), *_words(lines)]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts += [f"## {BUDGETS[budget]}", caption(budget, lines, results), table]
-    return "\n\n".join([*parts, *failures(results)])
+        columns = known_columns(lines)
+        parts += [f"## {BUDGETS[budget]}", caption(budget, lines, results)]
+        parts.append(_markdown_table([[ablation.column, *columns], *_words(ablation, lines, columns)]))
+        pairs = compared(ablation, results, budget)
+        parts += [_markdown_table(difference_rows(ablation, lines, pairs)), "\n".join(judgment(ablation, pairs))]
+    return "\n\n".join([*parts, *failures(ablation, results)])
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def print_tables(output: Path, name: str, console: Console | None = None) -> None:
     """Prints the tables in the terminal, and the name of their file."""
-    console = console or _console()
+    console, ablation = console or _console(), ABLATIONS[name]
     results = read_results(output)
-    for budget, lines in tables(results, ABLATIONS[name].rows).items():
+    for budget, lines in tables(results, ablation.rows).items():
+        columns, pairs = known_columns(lines, SHOWN), compared(ablation, results, budget)
         console.print(Text(caption(budget, lines, results), "italic"))
-        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
-        table.add_column(ABLATIONS[name].column)
-        for column in SHOWN:
-            table.add_column(column.replace(" ", "\n").replace("/", "\n/"), justify="right")
-        for row in _words(lines, SHOWN):
-            table.add_row(*row)
-        console.print(table)
-    console.print(Text(legend(ABLATIONS[name], results).replace("\n", " "), "dim"))
-    for line in failures(results):
+        console.print(_terminal_table([[ablation.column, *columns], *_words(ablation, lines, columns)]))
+        console.print(_terminal_table(difference_rows(ablation, lines, pairs)))
+        for line in judgment(ablation, pairs):
+            console.print(Text(line, "dim"))
+    console.print(Text(legend(ablation, results).replace("\n", " "), "dim"))
+    for line in failures(ablation, results):
         console.print(Text(line, "red"))
-    console.print(f"{output / 'tables.md'}", soft_wrap=True)
+    console.print(f"{output / f'{name}.md'}", soft_wrap=True)
+
+
+def _terminal_table(rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    table.add_column(rows[0][0])
+    for column in rows[0][1:]:
+        table.add_column(column.replace(" ", "\n").replace("/", "\n/"), justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _console() -> Console:
     return plain_console(width=max(WIDTH, plain_console().width))
 
 
-def _words(lines: Sequence[TableLine], columns: Sequence[str] = COLUMNS) -> list[list[str]]:
+def _words(ablation: Ablation, lines: Sequence[TableLine], columns: Sequence[str]) -> list[list[str]]:
     most = max(line.seeds for line in lines)
-    return [cells(line, most, columns) for line in lines]
+    titles = {row: variant.title for row, variant in ablation.rows.items()}
+    return [cells(line, most, titles.get(line.row, line.row), columns) for line in lines]
 
 
 def print_plan(ablation: Ablation, runs: Sequence[PlannedRun], results: Sequence[RunResult]) -> None:
     """Prints every run with its length and expected time, and the number of finished runs."""
     done = {result.name for result in results if result.status == "finished"}
+    titles = {row: variant.title for row, variant in ablation.rows.items()}
     table = Table(ablation.column, "seed", "equal", "steps", "images", "images/s", "training", box=SIMPLE_HEAD, show_edge=False)
     for run in runs:
         length = (f"{run.config.optim.total_steps:,}", format_count(run.images), f"{run.speed.images_per_second:.0f}")
         time = "finished" if run.name in done else format_seconds(run.seconds)
-        table.add_row(run.row, str(run.seed), " and ".join(run.budgets), *length, time)
+        table.add_row(titles.get(run.row, run.row), str(run.seed), " and ".join(run.budgets), *length, time)
     console = _console()
     console.print(table)
     left = [run for run in runs if run.name not in done]

@@ -11,8 +11,15 @@ from pathlib import Path
 from openjepa.checks import check
 from openjepa.config import read_object
 from openjepa.evaluation.evaluation_run import evaluate_run
-from openjepa.experiments.ablation_lengths import PlannedRun, Speed, base_config, kept_speeds, measure_speeds, planned_runs
-from openjepa.experiments.ablation_tables import (
+from openjepa.experiments.ablations.ablation_lengths import (
+    PlannedRun,
+    Speed,
+    base_config,
+    kept_speeds,
+    measure_speeds,
+    planned_runs,
+)
+from openjepa.experiments.ablations.ablation_tables import (
     PROTOCOLS_OF_ROWS,
     Numbers,
     RunResult,

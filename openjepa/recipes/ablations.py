@@ -89,12 +89,13 @@ MULTI_BLOCK: Changes = {
     "masks.num_targets": 4,
     "masks.target_scale": (0.15, 0.2),
     "masks.context_scale": (0.85, 1.0),
-    "masks.context_cut": "random_subset",
+    "masks.context_cut": "smallest",
     "masks.context_ratio": 0.25,
 }
-"""The paper's masks, with its context of a quarter of the patches."""
+"""The paper's masks. The cut to the smallest context of a batch is the released one, without its bias. The context is thus the
+smaller, the more and the larger the targets are; `context_ratio` has no effect."""
 I_JEPA = "I-JEPA (arXiv 2301.08243)"
-_SHORT_BASE = "ViT-B/16, 300 epochs, linear probe with 1 % of the labels of ImageNet"
+_SHORT_BASE = "ViT-B/16, 300 epochs, linear probe with 1 % of the labels"
 
 
 def _methods() -> Variants:
@@ -103,6 +104,29 @@ def _methods() -> Variants:
 
 ABLATIONS = {
     "methods": Ablation("Methods in the same trainer, each with its own masks, crops and rates", "method", _methods),
+    "masks": Ablation(
+        "Mask strategies",
+        "masks",
+        {
+            BASE: Variant("multi-block", {}, 54.2),
+            "rasterized": Variant("rasterized", {"masks.strategy": "rasterized"}, 15.5),
+            "block": Variant("block", {"masks.strategy": "block"}, 20.2),
+            "random": Variant("random", {"masks.strategy": "random_targets"}, 17.6),
+            "inverse-block": Variant("inverse block", {"masks.strategy": "inverse_block"}),
+        },
+        common=MULTI_BLOCK,
+        source=f"{I_JEPA}, Table 6: {_SHORT_BASE}",
+    ),
+    "target-space": Ablation(
+        "Space of the targets",
+        "targets",
+        {
+            BASE: Variant("target encoder's output", {}, 66.9),
+            "pixels": Variant("pixels", {"method.target_space": "pixels"}, 40.7),
+        },
+        common=MULTI_BLOCK,
+        source=f"{I_JEPA}, Table 7: ViT-L/16, 500 and 800 epochs, linear probe with 1 % of the labels",
+    ),
     "target-scale": Ablation(
         "Size of the target blocks",
         "targets, share of the patches",
@@ -149,7 +173,7 @@ ABLATIONS = {
             "predictor-quarter-deep": Variant("1/4", {"method.predictor_depth": Share("depth", 1 / 4)}, 64.0),
         },
         common=MULTI_BLOCK,
-        source=f"{I_JEPA}, Table 12: 12 and 6 blocks beside the 24 of ViT-L/16, 500 epochs, linear probe with 1 % of the labels",
+        source=f"{I_JEPA}, Table 12: 12 and 6 blocks beside 24 of ViT-L/16, 500 epochs, linear probe with 1 % of the labels",
     ),
     "weight-decay": Ablation(
         "Weight decay that rises or stays",
@@ -173,7 +197,7 @@ ABLATIONS = {
             "predictor-wide": Variant("1", {"method.predictor_width": Share("width", 1)}, 68.4),
         },
         common=MULTI_BLOCK,
-        source=f"{I_JEPA}, Table 14: widths 384 and 1024 beside the 1024 of ViT-L/16, 600 epochs, fine-tuned on 1 % of the labels",
+        source=f"{I_JEPA}, Table 14: widths 384 and 1024 beside 1024 of ViT-L/16, 600 epochs, fine-tuned on 1 % of the labels",
     ),
     "ema": Ablation(
         "Momentum of the target encoder",

@@ -53,7 +53,8 @@ class AblationSettings:
     probe_images: Annotated[int | None, AT_LEAST_1] = None
     """Most training images of each probe, spread over the classes as evenly as possible. None: all."""
     scenes: str | None = None
-    """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones; `none`: only the run's own images."""
+    """Scenes in CLEVR's format for Count and Dist (docs/scenes.md). None: the packaged ones; `none`: no scenes, only the run's
+    own images."""
     output: Path = Path("runs/ablation")
     """Folder of all runs and tables. The same command continues a stopped one. In several terminals, the commands share the
     runs. Comparisons with the same base run may have one folder, and then share the runs of equal rows."""

@@ -59,15 +59,19 @@ def listed(name: str) -> str:
     common = [f"  all rows: {said(ablation.common)}"] if ablation.common else []
     source = [f"  published: {ablation.source}, in %"] if ablation.source else []
     rows = [
-        f"  {row:<24}{item.title:<22}{'' if item.published is None else f'{item.published:.1f}':>5}  {said(item.changes)}".rstrip()
-        for row, item in ablation.rows.items()
+        f"  {row:<24}{item.title:<25}{_number(item.published):>5}  {said(item.changes)}" for row, item in ablation.rows.items()
     ]
+    rows = [row.rstrip() for row in rows]
     return "\n".join([f"{name}: {ablation.title} ({ablation.base})", *common, *source, *rows])
 
 
 def said(changes: Changes) -> str:
     """Changed settings in words."""
     return ", ".join(f"{name}={_value(value)}" for name, value in changes.items())
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _value(value: object) -> str:

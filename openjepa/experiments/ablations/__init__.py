@@ -1,1 +1,1 @@
-"""openjepa ablate: runs that differ in one thing are trained, evaluated and compared with each other and with published numbers."""
+"""openjepa ablate: runs that differ in one thing are trained, evaluated and compared, also with published numbers."""

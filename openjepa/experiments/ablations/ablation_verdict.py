@@ -104,5 +104,6 @@ def words(found: Ordering | None, number: str) -> str:
     if found is None:
         return f"No verdict by {number}: it needs two seeds of two rows with published numbers."
     total = found.agree + found.disagree + found.noise
-    counts = f"{found.agree} of {total} pairs of rows agree, {found.disagree} disagree, {found.noise} within {ERRORS:g} standard errors"
+    noise = f"{found.noise} within {ERRORS:g} standard errors"
+    counts = f"{found.agree} of {total} pairs of rows agree, {found.disagree} disagree, {noise}"
     return f"{VERDICTS[found.verdict]} by {number} ({counts})."

@@ -23,7 +23,8 @@ class Share:
 
     def of_encoder(self, config: RunConfig) -> int:
         """The value for the encoder of `config`, at least 1."""
-        return max(1, round(self.share * getattr(config.model.shape(), self.of)))
+        shape = config.model.shape()
+        return max(1, round(self.share * (shape.width if self.of == "width" else shape.depth)))
 
 
 Changes = Mapping[str, object]

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from openjepa.experiments.ablations.ablation_verdict import Ordering, Paired, Verdict, ordering, paired, words
+from openjepa.experiments.ablations.ablation_verdict import Ordering, OrderVerdict, Paired, ordering, paired
 
 VALUES = {"a": {0: 50.0, 1: 54.0, 2: 52.0}, "b": {0: 47.0, 1: 52.0, 2: 49.0}}
 
@@ -40,18 +40,18 @@ def test_only_common_seeds_are_compared() -> None:
         ((50.0, 40.0, 30.0), 20.0, "within noise"),
     ],
 )
-def test_the_verdict(means: tuple[float, ...], error: float, verdict: Verdict) -> None:
+def test_the_verdict(means: tuple[float, ...], error: float, verdict: OrderVerdict) -> None:
     found = ordering(Paired(dict(zip("abc", means, strict=True)), 2, error), {"a": 54.2, "b": 20.2, "c": 15.5, "not run": 1.0})
     assert found is not None and found.verdict == verdict
     assert found.agree + found.disagree + found.noise == 3
-    assert words(found, "linear").startswith("The published ordering")
+    assert order_words(found, "linear").startswith("The published ordering")
 
 
 def test_there_is_no_verdict_without_an_error_or_published_differences() -> None:
     assert ordering(Paired({"a": 1.0, "b": 2.0}, 1, None), {"a": 1.0, "b": 2.0}) is None
     assert ordering(Paired({"a": 1.0, "b": 2.0}, 2, 0.1), {"a": 1.0, "b": 1.0}) is None
     assert ordering(Paired({"a": 1.0}, 2, 0.1), {}) is None
-    assert words(None, "k-NN").startswith("No verdict by k-NN")
+    assert order_words(None, "k-NN").startswith("No verdict by k-NN")
 
 
 def test_a_pair_within_the_noise_counts_for_neither_side() -> None:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from openjepa.config import lenient, readable_object
 from openjepa.experiments.ablations.ablation_lengths import PlannedRun
-from openjepa.experiments.ablations.ablation_verdict import Paired, ordering, paired, words
+from openjepa.experiments.ablations.ablation_verdict import Paired, order_words, ordering, paired
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report import write_scaling
 from openjepa.settings.protocols import PROTOCOLS
@@ -313,7 +313,10 @@ def judgment(ablation: Ablation, found: Mapping[str, Paired]) -> list[str]:
     if not ablation.published():
         return lines
     source = f"Published: {ablation.source}, in %."
-    return [f"{lines[0]} {source}", *(words(ordering(item, ablation.published()), column) for column, item in found.items())]
+    return [
+        f"{lines[0]} {source}",
+        *(order_words(ordering(item, ablation.published()), column) for column, item in found.items()),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- Markdown and the terminal

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-Verdict = Literal["agrees", "partly", "contradicts", "within noise"]
+OrderVerdict = Literal["agrees", "partly", "contradicts", "within noise"]
 Values = Mapping[str, Mapping[int, float]]
 """A number of each run: row -> seed -> value."""
 ERRORS = 2.0
@@ -65,7 +65,7 @@ class Ordering:
     """Pairs that differ by at most `ERRORS` standard errors."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> OrderVerdict:
         """`agrees`: at least half of the pairs agree, and none disagrees. `contradicts`: more pairs disagree than agree.
 
         `within noise`: no pair differs by more than noise. `partly`: everything else.
@@ -91,7 +91,7 @@ def ordering(found: Paired, published: Mapping[str, float]) -> Ordering | None:
     return Ordering(agree, len(clear) - agree, len(pairs) - len(clear))
 
 
-VERDICTS: Mapping[Verdict, str] = {
+VERDICTS: Mapping[OrderVerdict, str] = {
     "agrees": "The published ordering appears",
     "partly": "The published ordering appears in part",
     "contradicts": "The published ordering does not appear, but rather its reverse",
@@ -99,7 +99,7 @@ VERDICTS: Mapping[Verdict, str] = {
 }
 
 
-def words(found: Ordering | None, number: str) -> str:
+def order_words(found: Ordering | None, number: str) -> str:
     """The verdict in a sentence. `number`: the column that it is about."""
     if found is None:
         return f"No verdict by {number}: it needs two seeds of two rows with published numbers."

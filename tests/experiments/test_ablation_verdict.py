@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from openjepa.experiments.ablations.ablation_verdict import Ordering, OrderVerdict, Paired, ordering, paired
+from openjepa.experiments.ablations.ablation_verdict import Ordering, OrderVerdict, Paired, order_words, ordering, paired
 
 VALUES = {"a": {0: 50.0, 1: 54.0, 2: 52.0}, "b": {0: 47.0, 1: 52.0, 2: 49.0}}
 

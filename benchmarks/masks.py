@@ -13,9 +13,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from openjepa.masks.multiblock import build_multiblock
+from openjepa.masks import MASKS
 from openjepa.seeds import derive_samples
-from openjepa.settings.masks import MultiblockSettings
+from openjepa.settings.masks import (
+    BlockwiseSettings,
+    InverseBlockSettings,
+    MultiblockSettings,
+    RandomPatchesSettings,
+    RandomTargetsSettings,
+    RasterizedSettings,
+    SingleBlockSettings,
+)
 
 GROUP = 256
 ROUNDS = 7
@@ -49,11 +57,13 @@ def plain_loop(grid: tuple[int, int], settings: MultiblockSettings, num_samples:
 def measure(grid: tuple[int, int]) -> dict[str, float]:
     """Milliseconds per image of each mode and of the plain loop."""
     seeds = derive_samples("mask", 0, np.zeros(1, np.int64), np.arange(GROUP))
-    modes = [MultiblockSettings(context_cut=cut) for cut in ("random_subset", "random_window", "none")]
+    modes = [MultiblockSettings(context_cut=cut) for cut in ("random_subset", "random_window", "smallest", "none")]
     min_keep = min(10, 10 * grid[0] * grid[1] // 196)
     candidates: dict[str, Callable[[int], object]] = {"plain loop": lambda _: plain_loop(grid, modes[0], GROUP)}
-    for settings in [*modes, MultiblockSettings(mode="official", min_keep=min_keep)]:
-        sampler = build_multiblock(settings, grid)
+    others = [SingleBlockSettings(), SingleBlockSettings(rolled=True), RasterizedSettings(), RandomTargetsSettings()]
+    single = [RandomPatchesSettings(), BlockwiseSettings()]
+    for settings in [*modes, MultiblockSettings(mode="official", min_keep=min_keep), *others, InverseBlockSettings(), *single]:
+        sampler = MASKS[settings.strategy].load()(settings, grid)
         candidates[sampler.name] = partial(sampler, seeds, 0)
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for step in range(ROUNDS):

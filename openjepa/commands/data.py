@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -21,20 +21,31 @@ from openjepa.commands.parsing.arguments import (
 from openjepa.recipes import load_recipe
 from openjepa.refusals import Refusal
 from openjepa.settings.derived import resolve
-from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, check_ranges
+from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, between, check_ranges
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings, height_and_width
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings
+from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, ScenesSettings
 
-MASKS_HELP = """Draws examples of a mask strategy and how often each patch is context or target, or visible or masked, as a
-picture. The other mode of multi-block masks is drawn below the chosen one, to compare.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from openjepa.masks.sampler import MaskSampler
+
+MASKS_HELP = """Draws masks as a picture: examples of a strategy, and how often each patch is context or target, or visible or
+masked. The other mode of multi-block masks is drawn below the chosen one, to compare.
+
+--show targets draws one row for each image, the context and every target alone, as Figure 4 of the paper. --show strategies
+draws all strategies beside each other, those that were not chosen with their default settings. Both draw on --images, or on
+packaged scenes.
 
 examples:
   openjepa data masks
+  openjepa data masks --show strategies --images ~/photos
+  openjepa data masks --show targets --masks.strategy inverse_block
   openjepa data masks --image-size 96 --patch-size 12 \\
-      --masks.mode official --masks.min-keep 3
-  openjepa data masks --masks.strategy blockwise"""
+      --masks.mode official --masks.min-keep 3"""
 
 
 SCENES_HELP = """Renders labeled scenes in CLEVR's own format (needs mitsuba: pip install 'openjepa[scenes]').
@@ -81,8 +92,15 @@ class MasksOptions:
     """Side, or height and width, of the images in pixels."""
     patch_size: Annotated[int, AT_LEAST_1] = 16
     """Side of a patch in pixels."""
+    show: Literal["coverage", "targets", "strategies"] = "coverage"
+    """`coverage`: examples and maps of how often each patch is covered; `targets`: context and each target alone, one row an
+    image; `strategies`: all strategies beside each other, one row an image."""
+    images: Path | None = None
+    """Folder of images to draw on. None: the packaged scenes, and plain patches for `coverage`."""
+    num_images: Annotated[int, between(1, 8)] = 4
+    """Number of images."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Seed of the masks."""
+    """Seed of the masks and of the choice of images."""
     masks: MaskSettings = field(default_factory=MultiblockSettings)
 
 
@@ -96,23 +114,54 @@ def data_masks(argv: Sequence[str], prog: str) -> None:
         raise Refusal(f"masks.strategy={options.masks.strategy} has nothing to show: use one of {', '.join(drawing)}")
     height, width = height_and_width(options.image_size)
     check_patch_divides(options.patch_size, (height, width), "image_size", "patch_size", said=as_option)
+    grid = (height // options.patch_size, width // options.patch_size)
+    if options.show == "coverage":
+        from openjepa.visualization import mask_figure
+
+        pictures = None if options.images is None else _pictures(options)
+        print(mask_figure(_samplers(options, grid), options.output, pictures, options.seed))
+        return
+    from openjepa.visualization.mask_rows import strategy_rows, target_rows
+
+    if options.show == "targets":
+        print(target_rows(_samplers(options, grid)[0], _pictures(options), options.output, options.seed))
+    else:
+        print(strategy_rows(_samplers(options, grid), _pictures(options), options.output, options.seed))
+
+
+def _samplers(options: MasksOptions, grid: tuple[int, int]) -> list["MaskSampler"]:
+    """The chosen masks, and those to compare them with. Says which of the latter cannot be drawn on this grid."""
     from openjepa.masks import MASKS
     from openjepa.system.console import say
-    from openjepa.visualization import mask_figure
 
     model, data = ModelSettings(patch_size=options.patch_size), FolderSettings(image_size=options.image_size)
-    masks = resolve(RunConfig(model=model, data=data, masks=options.masks)).masks
-    build, grid = MASKS[masks.strategy].load(), (height // options.patch_size, width // options.patch_size)
-    samplers = [build(masks, grid)]
-    if isinstance(masks, MultiblockSettings):
-        other = replace(masks, mode="official" if masks.mode == "unbiased" else "unbiased")
+    chosen = resolve(RunConfig(model=model, data=data, masks=options.masks)).masks
+    samplers = {chosen.strategy: MASKS[chosen.strategy].load()(chosen, grid)}
+    others: list[tuple[str, MaskSettings]] = []
+    if options.show == "strategies":
+        suiting = {name: entry.settings for name, entry in MASKS.items() if entry.settings.kind != "none"}
+        others = [(f"masks.strategy={name}", cls(strategy=name)) for name, cls in suiting.items() if name != chosen.strategy]
+    elif options.show == "coverage" and isinstance(chosen, MultiblockSettings):
+        other = replace(chosen, mode="official" if chosen.mode == "unbiased" else "unbiased")
+        others = [(f"masks.mode={other.mode}", other)]
+    for name, masks in others:
         try:
             with warnings.catch_warnings():  # settings of only the chosen mode are no mistake
                 warnings.simplefilter("ignore", UserWarning)
-                samplers.append(build(other, grid))
+                samplers[name] = MASKS[masks.strategy].load()(masks, grid)
         except ValueError as error:
-            say(f"note: masks.mode={other.mode} is not shown: {error}")
-    print(mask_figure(samplers, options.output, seed=options.seed))
+            say(f"note: {name} is not shown: {error}")
+    return list(samplers.values())
+
+
+def _pictures(options: MasksOptions) -> "NDArray[np.uint8]":
+    """Images to draw on [n, h, w, 3]: of the folder that was given, or packaged scenes."""
+    from openjepa.visualization.neighbors import choose_images
+
+    size = height_and_width(options.image_size)
+    data = ScenesSettings() if options.images is None else FolderSettings(path=str(options.images))
+    chosen = choose_images(RunConfig(data=data), size, options.num_images, 1, options.seed)[0].images
+    return chosen.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

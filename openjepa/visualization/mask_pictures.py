@@ -29,32 +29,33 @@ def paint_masks(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws masks on an image whose sides are multiples of the grid's. Context patches keep their pixels exactly."""
     side = pixels.shape[0] // context.shape[0]
-    seen = _spread(context, side)[..., None]
+    seen = spread(context, side)[..., None]
     gray = pixels.astype(np.float64).mean(axis=2, keepdims=True)
     painted: NDArray[np.float64] = np.where(seen, pixels, 0.72 * _SHADE + 0.28 * gray)
     thickness = max(2, side // 6)
     for index, block in enumerate(targets):
         color = np.array(TARGET_COLORS[index % len(TARGET_COLORS)], dtype=np.float64)
-        inside = _spread(block, side)
+        inside = spread(block, side)
         painted[inside] = 0.82 * painted[inside] + 0.18 * color
     for index, block in enumerate(targets):
-        painted[_edges(block, side, thickness)] = TARGET_COLORS[index % len(TARGET_COLORS)]
+        painted[edges(block, side, thickness)] = TARGET_COLORS[index % len(TARGET_COLORS)]
     return painted.round().astype(np.uint8)
 
 
-def _spread(patches: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "h w"]:
+def spread(patches: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "h w"]:
+    """The pixels of patches, with `side` pixels on each side of a patch."""
     return np.kron(patches, np.ones((side, side), bool))
 
 
-def _edges(patches: Bool[np.ndarray, "H W"], side: int, thickness: int) -> Bool[np.ndarray, "h w"]:
+def edges(patches: Bool[np.ndarray, "H W"], side: int, thickness: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of the patches that are within `thickness` steps, diagonals included, of a pixel outside the patches."""
-    inside = np.pad(_spread(patches, side), thickness)
+    inside = np.pad(spread(patches, side), thickness)
     shrunk = inside.copy()
     for down in range(-thickness, thickness + 1):
         for right in (-thickness, 0, thickness):
             shrunk &= np.roll(inside, (down, right), (0, 1)) & np.roll(inside, (right, down), (0, 1))
-    edges: NDArray[np.bool_] = inside & ~shrunk
-    return edges[thickness:-thickness, thickness:-thickness]
+    outline: NDArray[np.bool_] = inside & ~shrunk
+    return outline[thickness:-thickness, thickness:-thickness]
 
 
 def mask_figure(

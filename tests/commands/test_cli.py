@@ -19,11 +19,13 @@ from openjepa.commands.evaluate import parse_evaluate
 from openjepa.commands.parsing.arguments import option_value
 from openjepa.commands.train import parse_train
 from openjepa.config import load_run_config, save_yaml
+from openjepa.masks import MASKS
 from openjepa.recipes import load_recipe
 from openjepa.settings.derived import resolve
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.run import CHOICES, RunConfig
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, ScenesSettings
+from tests.helpers.images import write_folder
 
 REGISTRY_LINES = [(component, name) for component, choice in CHOICES.items() for name in choice.options]
 
@@ -230,6 +232,27 @@ def test_data_masks_draws_both_modes(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert 100 < image.height < height
     with pytest.raises(SystemExit):
         main(["data", "masks", "--output", str(picture), "--image-size", "65"])
+
+
+def test_data_masks_draws_a_row_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--image-size", "40", "56", "--patch-size", "8", "--num-images", "2"]
+    folder, side = write_folder(tmp_path / "images", 4), round(176 / 7)
+
+    def width_and_height(*arguments: str) -> tuple[int, int]:
+        main(["data", "masks", "--output", str(tmp_path / "masks.png"), *size, *arguments])
+        with Image.open(tmp_path / "masks.png") as image:
+            return image.size
+
+    def expected(num_columns: int) -> tuple[int, int]:
+        return 4 + num_columns * (7 * side + 8) - 8, 50 + 2 * (5 * side + 8) - 8
+
+    drawing = [name for name, entry in MASKS.items() if entry.settings.kind != "none"]
+    assert width_and_height("--show", "strategies") == expected(1 + len(drawing))
+    assert width_and_height("--show", "targets", "--images", str(folder)) == expected(1 + 1 + 4)
+    assert width_and_height("--show", "targets", "--masks.strategy", "rasterized") == expected(1 + 1 + 3)
+    assert capsys.readouterr().err == ""
+    width_and_height("--show", "strategies", "--image-size", "16", "16")
+    assert "note: masks.strategy=block is not shown: masks.target_scale=" in capsys.readouterr().err
 
 
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,12 @@ SCATTERED = ("random_targets", "block/True")
 """Variants whose targets are not rectangles."""
 FIXED = ("rasterized", "random_targets")
 """Variants without a size that changes from step to step on an even grid."""
-TARGET_RATIOS = {"rasterized": (0.249, 0.251), "block": (0.56, 0.62), "random_targets": (0.6, 0.604)}
+TARGET_RATIOS = {
+    "rasterized": (0.249, 0.251),
+    "block": (0.56, 0.62),
+    "random_targets": (0.6, 0.604),
+    "inverse_block": (0.1, 0.15),
+}
 BY_VARIANT = pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
 _SAMPLERS: dict[str, MaskSampler] = {}
 

@@ -17,13 +17,21 @@ from openjepa.data.views import evaluation_view
 from openjepa.masks import MASKS
 from openjepa.masks.multiblock import build_multiblock
 from openjepa.models.vit import build_encoder
-from openjepa.settings.masks import BlockwiseSettings, MaskSettings, MultiblockSettings, NoMaskSettings, RandomPatchesSettings
+from openjepa.settings.masks import (
+    BlockwiseSettings,
+    MaskSettings,
+    MultiblockSettings,
+    NoMaskSettings,
+    RandomPatchesSettings,
+    RasterizedSettings,
+)
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.settings.run import RunConfig
 from openjepa.settings.sources import FolderSettings, ScenesSettings
 from openjepa.types import ColorChange, Export, ViewSpec
 from openjepa.visualization import mask_figure, visualize_run
 from openjepa.visualization.mask_pictures import TARGET_COLORS, coverage, example_masks, neutral_grid, paint_masks
+from openjepa.visualization.mask_rows import strategy_rows, target_rows
 from openjepa.visualization.neighbors import (
     Pictured,
     choose_images,
@@ -91,6 +99,27 @@ def test_the_mask_picture_needs_no_images(tmp_path: Path, grid: tuple[int, int])
     for color in TARGET_COLORS[:4]:
         assert (alone[..., :3] == color).all(axis=2).any()
     assert (alone[..., :3] == neutral_grid((1, 1), 8)[0, 0]).all(axis=2).any(), "context patches keep the paper's color"
+
+
+def test_rows_of_masks_show_the_context_and_each_target_alone(tmp_path: Path) -> None:
+    grid, images = (5, 7), np.full((2, 10, 14, 3), 90, np.uint8)
+    sampler = MASKS["rasterized"].load()(RasterizedSettings(), grid)
+    side, hidden = round(176 / 7), np.array([232, 234, 238])
+    picture = np.asarray(Image.open(target_rows(sampler, images, tmp_path / "t.png", seed=0)).convert("RGB"))
+    for row, example in enumerate(example_masks(sampler, 2, 0)):
+        top = 50 + row * (grid[0] * side + 8)
+        for column, shown in enumerate([example.context, *example.targets], start=1):
+            left = 4 + column * (grid[1] * side + 8)
+            cell = picture[top : top + grid[0] * side, left : left + grid[1] * side]
+            blank = (cell[side // 2 :: side, side // 2 :: side] == hidden).all(axis=2)
+            np.testing.assert_array_equal(blank, ~shown)
+            frame = (cell == TARGET_COLORS[column - 2]).all(axis=2).any()
+            assert column == 1 or frame, "a target has the color of its number"
+    beside = np.asarray(Image.open(strategy_rows([sampler], images, tmp_path / "s.png", seed=0)).convert("RGB"))
+    (example, *_), left = example_masks(sampler, 2, 0), 4 + grid[1] * side + 8
+    cell = beside[50 : 50 + grid[0] * side, left : left + grid[1] * side][side // 2 :: side, side // 2 :: side]
+    np.testing.assert_array_equal((cell == 90).all(axis=2), example.context)
+    np.testing.assert_array_equal((cell == hidden).all(axis=2), ~(example.context | example.targets.any(axis=0)))
 
 
 def test_components_separate_the_segments_of_a_constructed_field() -> None:

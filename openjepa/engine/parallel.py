@@ -108,15 +108,23 @@ def _divide(network: nn.Module, settings: ParallelSettings, device: torch.device
     fully_shard(network, mesh=mesh, mp_policy=of_others, reshard_after_forward=True)
 
 
-def accumulate(module: nn.Module, is_last: bool) -> None:
-    """Call it before a microbatch: gradients are reduced over the processes only after the last one of a step."""
-    if distributed.world_size() == 1:
-        return
-    if isinstance(module, DistributedDataParallel):
-        module.require_backward_grad_sync = is_last  # what its context manager `no_sync` sets
-        return
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
+class Reduction:
+    """Sees to it that gradients are reduced over the processes only after the last microbatch of a step."""
+
+    def __init__(self, trained: nn.Module) -> None:
+        """`trained`: the module of `over_processes`. Its divided parts are collected once."""
+        self._trained = trained
+        self._parts = [part for part in trained.modules() if isinstance(part, FSDPModule)]
+        self._is_last = True  # torch's own start
+
+    def before(self, is_last: bool) -> None:
+        """Call it before each microbatch. `is_last`: it is the last one of its step."""
+        if is_last == self._is_last:
+            return
+        self._is_last = is_last
+        if isinstance(self._trained, DistributedDataParallel):
+            self._trained.require_backward_grad_sync = is_last  # what its context manager `no_sync` sets
+        for part in self._parts:
             part.set_requires_gradient_sync(is_last, recurse=False)
 
 

@@ -21,11 +21,11 @@ from openjepa.engine.clock import LoopClock
 from openjepa.engine.device import autocast, keep_freed_memory, resolve_device, resolve_precision, set_threads
 from openjepa.engine.failures import FiniteGuard, explain_memory, explain_not_finite
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks, processes_line
+from openjepa.engine.parallel import Reduction, choose_strategy, over_processes, prepare_blocks, processes_line
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods.teachers import networks
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve
@@ -129,6 +129,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
         method.to(device)
         prepare_blocks(method, config.run)
         trained = over_processes(method, networks(method), strategy, config.parallel, device, precision)
+        slots, reduction = ImageSlots(method, inputs.contexts), Reduction(trained)
         optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), optim)
         if found:
             load_checkpoint(found, method, optimizer)
@@ -187,9 +188,8 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             for number, batch in enumerate(microbatches):
                 # all microbatches of all processes draw the numbers of the whole batch, and each uses those of its images
                 torch.manual_seed(derive("step", seed, step, 0))
-                slots = (plan.first_slot(number), plan.microbatch_size, plan.batch_size)
-                set_slots(method, *(inputs.contexts * slot for slot in slots))
-                accumulate(trained, is_last=number + 1 == plan.num_microbatches)
+                slots.set(plan.first_slot(number), plan.microbatch_size, plan.batch_size)
+                reduction.before(is_last=number + 1 == plan.num_microbatches)
                 output = _add_gradients(trained, batch, progress, config, device, precision, plan.num_microbatches)
                 meter.add(output, batch)
 
@@ -222,11 +222,11 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             if logs or saves:
                 log.write_skipped(skips.merge(distributed.gathered(skips.take())))
                 skips.raise_if_too_many()
+                guard.raise_if_bad()
                 state = replace(state, samples_skipped=skips.num_skipped)
 
-            # log, look, save, stop?
+            # log, look, save, stop? The run's seconds are read anew after each of them, because they count all of it
             if logs:
-                guard.raise_if_bad()
                 state = _timed(state, clock)
                 rates = {"lr": rate, "weight_decay": decay, "grad_norm": norm.item(), **committed}
                 values = meter.finish(state, done, rates, loader.seconds_waited, loader.reads_repeated)
@@ -236,7 +236,6 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
             if last or monitor.is_due(state.step):
                 clock.aside("look", monitor.look, done)
             if saves:
-                guard.raise_if_bad()
                 state = _timed(state, clock)
                 clock.aside("save", writer.save, state, wait=not is_saved)  # an export without a checkpoint cannot be continued
                 is_saved = True

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from openjepa.engine import distributed
 from openjepa.engine.failures import FiniteGuard
 from openjepa.engine.optimizer import build_optimizer, clip_gradients, gradient_norm, set_rates
-from openjepa.engine.parallel import accumulate, choose_strategy, over_processes, prepare_blocks
+from openjepa.engine.parallel import Reduction, choose_strategy, over_processes, prepare_blocks
 from openjepa.models.transformer import Block
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES
@@ -50,9 +50,9 @@ def two_microbatches(strategy: Any, share: torch.Tensor, settings: ParallelSetti
     method = Network()
     trained = over_processes(method, [method.network], strategy, settings, CPU, "fp32")
     optimizer = build_optimizer(method.named_parameters(), RULES, OptimizationSettings())
-    first = []
+    first, reduction = [], Reduction(trained)
     for number, part in enumerate(share.chunk(2)):
-        accumulate(trained, is_last=number == 1)
+        reduction.before(is_last=number == 1)
         (trained(part) / 2).backward()
         if number == 0:
             first = [value.grad.clone() for value in method.parameters() if value.grad is not None]

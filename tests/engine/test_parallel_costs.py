@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openjepa.engine.optimizer import build_optimizer
-from openjepa.engine.parallel import accumulate, over_processes, prepare_blocks
+from openjepa.engine.parallel import Reduction, over_processes, prepare_blocks
 from openjepa.engine.parallel_costs import Division, memory_parts, own_numbers, sent_bytes
 from openjepa.methods.teachers import networks
 from openjepa.recipes import load_recipe
@@ -51,6 +51,7 @@ def measure(strategy: Any, recompute: bool) -> dict[str, float]:
     method = step.method
     prepare_blocks(method, config.run)
     module = over_processes(method, networks(method), strategy, parallel, CPU, "fp32")
+    reduction = Reduction(module)
     optimizer = build_optimizer(method.named_parameters(), method.parameter_rules(), config.optim)
     batch = step.batch.normalized(config.data.pixel_mean, config.data.pixel_std)
     known = [*method.parameters(), *method.buffers(), *batch.views.values(), *tensors_of(batch.masks["image"])]
@@ -59,7 +60,7 @@ def measure(strategy: Any, recompute: bool) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         held, ledgers = list[int](), [Ledger(PROCESSES, known) for _ in range(MICROBATCHES)]
         for number, ledger in enumerate(ledgers):
-            accumulate(module, is_last=number == MICROBATCHES - 1)
+            reduction.before(is_last=number == MICROBATCHES - 1)
             with ledger if step_number == steps - 1 else nullcontext():
                 output = module(batch, PROGRESS)
                 held = [*held, ledger.held()]

@@ -13,7 +13,7 @@ from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.schedules import Progress
 from openjepa.settings.fields import out_of_range
 from openjepa.settings.methods import IJepaSettings
@@ -98,7 +98,7 @@ def test_parts_of_a_batch_draw_what_the_whole_does() -> None:
     def gradients(*shares: tuple[int, int]) -> dict[str, torch.Tensor]:
         method.zero_grad()
         for first, number in shares:
-            set_slots(method, first, number, 4)
+            ImageSlots(method).set(first, number, 4)
             torch.manual_seed(3)
             (method(rows(batch, list(range(first, first + number))), LATE).total * number / 4).backward()
         return {name: value.grad.clone() for name, value in method.named_parameters() if value.grad is not None}

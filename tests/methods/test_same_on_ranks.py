@@ -15,7 +15,7 @@ from openjepa.engine import distributed
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.methods.teachers import networks
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.models.transformer import Block
 from openjepa.schedules import Progress
 from openjepa.settings.masks import BlockwiseSettings
@@ -92,8 +92,7 @@ def take_step(method: Method, batch: Batch) -> Step:
     looks = look(method, batch)
     rank, share = distributed.rank(), len(batch.sample_ids) // distributed.world_size()
     own = rows(batch, list(range(rank * share, (rank + 1) * share)))
-    contexts = method.inputs().contexts
-    set_slots(method, *(contexts * slot for slot in (rank * share, share, len(batch.sample_ids))))
+    ImageSlots(method, method.inputs().contexts).set(rank * share, share, len(batch.sample_ids))
     torch.manual_seed(7)
     loss = method(own, PROGRESS).total
     loss.backward()

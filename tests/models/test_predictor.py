@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openjepa.models.predictor import Predictor, build_predictor
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.settings.models import PredictorConfig
 
 CONFIG = PredictorConfig(encoder_width=16, width=12, depth=2, heads=3, grid=(3, 5))
@@ -98,7 +98,7 @@ def test_noise_is_that_of_the_image_in_whatever_part_of_the_batch() -> None:
     target_idx = torch.arange(6 * 2 * 2).view(6, 2, 2) % 15
 
     def drawn(first: int, number: int) -> torch.Tensor:
-        set_slots(network, 2 * first, 2 * number, 6)
+        ImageSlots(network).set(2 * first, 2 * number, 6)
         torch.manual_seed(4)
         noise = network.noise(target_idx[2 * first : 2 * (first + number)], 16, torch.float32)
         assert noise is not None

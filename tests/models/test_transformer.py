@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
@@ -27,15 +27,15 @@ def test_drop_path_is_that_of_the_image_in_whatever_part_of_the_batch() -> None:
         torch.rand(3)  # others draw numbers before the backward
         return output.view(3, number, 5, 8)
 
-    whole = run(block, 0, 8)
-    set_slots(block, 0, 8, 8)
+    whole, slots = run(block, 0, 8), ImageSlots(block)
+    slots.set(0, 8, 8)
     assert torch.equal(run(block, 0, 8), whole)
     compiled = CompileCounter()
     calls = (block, torch.compile(block, backend=compiled), partial(checkpoint, block, use_reentrant=False))
     for call in calls:
         found = []
         for first in (0, 2, 4, 6):
-            set_slots(block, first, 2, 8)
+            slots.set(first, 2, 8)
             block.zero_grad()
             part = run(call, first, 2)
             part.square().sum().backward()  # type: ignore[no-untyped-call]

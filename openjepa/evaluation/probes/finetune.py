@@ -33,7 +33,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.features import TOP, Accuracy
-from openjepa.models.slots import set_slots
+from openjepa.models.slots import ImageSlots
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate
@@ -199,6 +199,7 @@ def train_classifier(
     size = length(recipe, len(probe.train.source) if rows is None else len(rows))
     optim = schedule(recipe, rate, settings.finetune.final_lr, size.batch_size)
     classifier = build_classifier(probe, settings, recipe).train()
+    slots = ImageSlots(classifier)
     rules = layer_decay_rules(probe.encoder.config.depth, recipe.layer_decay)
     optimizer = build_optimizer(classifier.named_parameters(), rules, optim)
     guard = FiniteGuard(optimizer, probe.device, LOOK_EVERY)
@@ -210,7 +211,7 @@ def train_classifier(
             lr = learning_rate(optim, Progress(step, size.total_steps, size.steps_per_epoch))
             set_rates(optimizer, lr, recipe.weight_decay)
             optimizer.zero_grad(set_to_none=True)
-            loss = _backward(classifier, batch, probe, settings, recipe, step)
+            loss = _backward(classifier, slots, batch, probe, settings, recipe, step)
             guard.watch(step, loss, gradient_norm(optimizer), [batch.indices])
             optimizer.step()
             clock.step_done(step + 1)
@@ -252,6 +253,7 @@ def _steps(
 
 def _backward(
     classifier: Classifier,
+    slots: ImageSlots,
     batch: AugmentedBatch,
     probe: ImageProbe,
     settings: EvaluationSettings,
@@ -275,7 +277,7 @@ def _backward(
     starts = range(own.start, own.stop, part_size)
     for part in (slice(first, min(first + part_size, own.stop)) for first in starts):
         if distributed.world_size() > 1:
-            set_slots(classifier, part.start, part.stop - part.start, len(images))
+            slots.set(part.start, part.stop - part.start, len(images))
             seed_generator(probe.device, seed)
         with autocast(probe.device, probe.precision):
             logits = classifier(images[part])

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from docs.layers import LAYERS
 from openjepa.commands.recipes import recipe_groups
-from openjepa.experiments.slurm import SlurmRun, job_script
 from openjepa.recipes import RECIPES, load_recipe
 from openjepa.settings.clusters import SlurmSettings
+from openjepa.system.slurm import SlurmRun, job_script
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

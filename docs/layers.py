@@ -15,9 +15,9 @@ LAYERS = (
     ("models", "masks", "data"),
     ("records",),
     ("schedules", "checks", "recipes", "measures"),
-    ("system",),
     # engine/distributed is a part of its own, below engine, because data and models also work over several processes
     ("types", "seeds", "config", "operators", "engine/distributed"),
+    ("system",),
     ("settings",),
     ("refusals",),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import openjepa
 from openjepa.refusals import Refusal, RepeatedRefusal, needed_for
 from openjepa.system.interrupts import Interrupted
+from openjepa.system.machine import is_first_process, launched
 
 USAGE = """openjepa {version}: train I-JEPA encoders on your images, probe and look at them.
 
@@ -70,13 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _format_warning
     _print_any_name()
     try:
-        with contextlib.nullcontext() if _is_first() else _silence():
+        with contextlib.nullcontext() if is_first_process() else _silence():
             _dispatch(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
-        if _is_first():  # all processes have stopped after the same step
+        if is_first_process():  # all processes have stopped after the same step
             print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `openjepa ... | head` closed the pipe: Python must not flush its buffer into it
@@ -87,15 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (Refusal, OSError) as error:
         if os.environ.get("OPENJEPA_DEBUG"):
             raise
-        if not _is_first() and not getattr(error, "is_for_all", False):
+        if not is_first_process() and not getattr(error, "is_for_all", False):
             time.sleep(SECONDS_OF_THE_FIRST)  # torchrun ends this process meanwhile if the first one has found the same fault
         print(f"openjepa: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _processes() -> int:
-    """Number of processes that torchrun has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
@@ -103,15 +99,6 @@ def _silence() -> Iterator[None]:
     """Drops what is printed in the block: of the processes that torchrun has started, only the first one prints."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-def _is_first() -> bool:
-    """True if this is the first of the processes that torchrun has started, or the only one."""
-    if _processes() == 1:
-        return True
-    from openjepa.system.console import is_first_process  # only here, because its imports take time
-
-    return is_first_process()
 
 
 def _print_any_name() -> None:
@@ -147,9 +134,9 @@ def _dispatch(argv: list[str]) -> None:
         from openjepa.config import nearest_names
 
         raise Refusal(f"unknown command {name!r}: {nearest_names(name, COMMANDS)} (see openjepa --help)")
-    if _processes() > 1 and name not in SHARED_COMMANDS:
+    if launched() > 1 and name not in SHARED_COMMANDS:
         raise Refusal(
-            f"openjepa {name} runs in one process, and torchrun has started {_processes()}, which would all do the same: only "
+            f"openjepa {name} runs in one process, and torchrun has started {launched()}, which would all do the same: only "
             f"{', '.join(SHARED_COMMANDS)} share their work"
         )
     folder = "experiments." if argv[0] in ABOUT_EXPERIMENTS else ""

@@ -102,11 +102,13 @@ class Summary:
     """The latest statistics of the features; None for a number that was not finite."""
     error: str = ""
     """The error that ended a failed run."""
+    lost_in: str = ""
+    """What an interrupted run was doing as one of its processes was killed or hung; empty if none was."""
 
     def content(self) -> dict[str, Any]:
         """The entries of the file. Entries that only some runs have are left out if they are empty."""
         content = asdict(self)
-        absent = [name for name in ("init", "error", "data_facts", "about") if not content[name]]
+        absent = [name for name in ("init", "error", "lost_in", "data_facts", "about") if not content[name]]
         absent += ["collapsed", "verdict", "predicts_positions", "monitor"] if self.monitor is None else []
         return {name: value for name, value in content.items() if name not in absent}
 

@@ -33,6 +33,15 @@ class RepeatedRefusal(Refusal):
     """The refusal of another process of the same run, which prints it itself. The command line does not print it again."""
 
 
+class Lost(Refusal):
+    """Another process of the run has ended, or does not come. This one has no error of its own."""
+
+    def __init__(self, words: str, waited_in: str) -> None:
+        """`waited_in`: what this process was doing, in words for users."""
+        super().__init__(words)
+        self.waited_in = waited_in
+
+
 def refused(checks: Iterable[Callable[[], object]]) -> list[str]:
     """Runs all `checks` and returns the messages of those that raise Refusal, each message once."""
     found: dict[str, None] = {}

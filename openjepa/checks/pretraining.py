@@ -26,7 +26,7 @@ from openjepa.settings.masks import (
 )
 from openjepa.settings.models import SIZES, ModelSettings, check_heads, check_patch_divides, check_positions
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
-from openjepa.settings.sources import FolderSettings, HuggingFaceSettings
+from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, is_without_path
 
 COMPUTED_WITH = (
     "model.",
@@ -208,7 +208,7 @@ def _is_text(words: str) -> bool:
 
 def _check_source(config: RunConfig) -> None:
     data = config.data
-    if isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path:
+    if is_without_path(data):
         example = "--data.path ~/photos" if isinstance(data, FolderSettings) else "--data.path owner/name"
         raise Refusal(f"data.path is empty: say where the images are, e.g. {example}")
     if not isinstance(data, HuggingFaceSettings) or not data.streaming:

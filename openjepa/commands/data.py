@@ -25,7 +25,7 @@ from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, as_option, betwee
 from openjepa.settings.masks import MaskSettings, MultiblockSettings
 from openjepa.settings.models import ModelSettings, height_and_width
 from openjepa.settings.run import CHOICES, RunConfig
-from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, ScenesSettings
+from openjepa.settings.sources import DataSettings, FolderSettings, PackSettings, ScenesSettings, is_without_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,7 +217,7 @@ def data_check(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa data check`: reads every image once."""
     defaults = CheckOptions(data=select_component(FolderSettings(), "data", argv))
     options = parse(CheckOptions, argv, prog, CHECK_HELP, defaults)
-    if isinstance(options.data, FolderSettings) and not options.data.path:
+    if is_without_path(options.data):
         raise Refusal("data.path is empty: say where the images are, e.g. --data.path ~/photos")
     check_output_file(options.list, ".csv", any_ending=False, option="--list")
     min_side = _smallest_side(options)

@@ -37,7 +37,8 @@ from openjepa.settings.run import (
     SystemSettings,
 )
 from openjepa.settings.sources import DataSettings, FolderSettings, HuggingFaceSettings
-from openjepa.system.console import absent, command, hub_name
+from openjepa.system.console import absent, command, hub_name, say
+from openjepa.system.machine import is_first_process, launched
 
 TRAIN_HELP = """Trains an encoder on your images. The same command continues an interrupted run.
 
@@ -120,15 +121,13 @@ OptionsOfRun = TypeVar("OptionsOfRun", bound=TrainOptions)
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Runs `openjepa train`: pretrains an encoder."""
-    from openjepa.system.console import is_first_process, say
-
     config, options = parse_train(argv, prog, *(_train_help(argv) if is_help(argv) else ("", "")))
     is_first = is_first_process()
     before = options.config or (Path(config.run.init) if config.run.init and not options.recipe else None)
     if before is not None and is_first:
         _note_kept(before, config)
     # a model that follows from weights is known only after they are read
-    check(config, world_size=int(os.environ.get("WORLD_SIZE", "1")), is_model_known=config.run.init is None)
+    check(config, launched(), is_model_known=config.run.init is None)
     given = given_settings(with_long_names(argv))
     for remark in remarks(config, given) if is_first else ():
         say(f"note: {remark}")

@@ -35,7 +35,7 @@ from openjepa.data.views import (
 from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.seeds import derive, derive_samples, uniforms
-from openjepa.system.machine import available_cores, part_words
+from openjepa.system.machine import available_cores, local_processes, part_words
 from openjepa.types import Skipped, ViewSpec
 
 Task = TypeVar("Task")
@@ -364,7 +364,7 @@ def choose_workers(workers: int | None, cache: str = "none") -> int:
     """
     if workers is not None:
         return workers
-    return 0 if cache != "none" else min(16, max(1, available_cores() // distributed.local_processes() - 1))
+    return 0 if cache != "none" else min(16, max(1, available_cores() // local_processes() - 1))
 
 
 def check_shared_memory(workers: int, needed: int, setting: str = "system.workers") -> None:
@@ -373,9 +373,9 @@ def check_shared_memory(workers: int, needed: int, setting: str = "system.worker
     The processes that torchrun has started on this machine divide it, so call it before any of them has workers.
     """
     folder = Path("/dev/shm")
-    if folder.is_dir() and (free := shutil.disk_usage(folder).free // distributed.local_processes()) < needed:
+    if folder.is_dir() and (free := shutil.disk_usage(folder).free // local_processes()) < needed:
         raise Refusal(
             f"{setting}={workers} needs {needed:,} bytes of shared memory, but /dev/shm has only "
-            f"{free:,} free{part_words(distributed.local_processes())}: use fewer workers, or enlarge it "
+            f"{free:,} free{part_words(local_processes())}: use fewer workers, or enlarge it "
             "(docker run --shm-size=2g)"
         )

@@ -66,7 +66,6 @@ from openjepa.engine.checkpoint_files import (
     begin_checkpoint,
     checksums,
     damage,
-    flush_folder,
     flushed_text,
     lasting_damage,
     manifest_of,
@@ -78,6 +77,7 @@ from openjepa.engine.checkpoint_files import (
     write_manifest,
 )
 from openjepa.refusals import Refusal, RepeatedRefusal
+from openjepa.system.shared_files import flush_folder
 from openjepa.types import LoaderPosition
 
 _log = logging.getLogger("openjepa")

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from openjepa.config import readable_object
 from openjepa.refusals import Refusal
-from openjepa.system.shared_files import file_digest, require_space
+from openjepa.system.shared_files import file_digest, flush_folder, require_space
 
 MANIFEST = "manifest.json"
 KEPT_FREE_BYTES = 64 * 2**20
@@ -156,15 +156,6 @@ def _is_listed(path: Path) -> bool:
 def _is_entry(value: object) -> bool:
     """True if a value of a manifest is a size and a checksum."""
     return isinstance(value, list) and [type(item) for item in value] == [int, str]
-
-
-def flush_folder(folder: Path) -> None:
-    """Flushes the names in a folder to disk, so that a file or a rename in it survives a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_unfinished(folder: Path) -> None:

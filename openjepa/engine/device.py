@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from openjepa.engine import distributed
 from openjepa.models.vit import VisionTransformer
 from openjepa.operators import has_bf16_products
 from openjepa.refusals import Refusal
 from openjepa.settings.models import EncoderConfig
-from openjepa.system.machine import part_words, total_memory
+from openjepa.system.machine import launched, local_processes, local_rank, part_words, total_memory
 from openjepa.types import EncoderOutput, normalize
 
 Output = TypeVar("Output")
@@ -37,15 +36,15 @@ def resolve_device(name: str, setting: str = "run.device") -> torch.device:
     `setting`, if the device is missing.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    processes = distributed.launched()
+    processes = launched()
     if name == "auto":
         name = "cuda" if available["cuda"] else "mps" if available["mps"] and processes == 1 else "cpu"
     if name == "cuda" and available["cuda"] and processes > 1:
-        name = f"cuda:{distributed.local_rank()}"
+        name = f"cuda:{local_rank()}"
     kind, _, number = name.partition(":")
     if kind not in available or (":" in name and not (kind == "cuda" and number.isdecimal())):
         raise Refusal(f"{setting}={name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
-    if number and processes > 1 and int(number) != distributed.local_rank():
+    if number and processes > 1 and int(number) != local_rank():
         raise Refusal(f"{setting}={name!r} puts {processes} processes on one GPU: set {setting}=cuda, and each gets its own")
     if not available[kind]:
         usable = ", ".join(key for key, there in available.items() if there)
@@ -203,12 +202,12 @@ def memory_limit(device: torch.device) -> int:
     """Total bytes of memory of the device. On a CPU: the bytes that this process may use, its part of those of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return total_memory() // distributed.local_processes()
+    return total_memory() // local_processes()
 
 
 def of_memory(device: torch.device) -> str:
     """Words behind the number that `memory_limit` gives: empty unless it is one of several parts of the machine's memory."""
-    return "" if device.type == "cuda" else part_words(distributed.local_processes())
+    return "" if device.type == "cuda" else part_words(local_processes())
 
 
 def peak_memory(device: torch.device) -> int:

@@ -22,12 +22,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 import openjepa
-from openjepa.refusals import Refusal, RepeatedRefusal
+from openjepa.refusals import Lost, Refusal, RepeatedRefusal
+from openjepa.system.machine import RENDEZVOUS, launched
 
 Result = TypeVar("Result")
 
-RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 TIMEOUT_SECONDS = 1800.0
 """Default time limit of a collective. Thrice the time after which one process starts data workers again that hang."""
 MEETING_SECONDS = 600.0
@@ -51,21 +50,6 @@ def doing(what: str) -> None:
     """Notes what this process does next, for the error if the other processes do not come: `the gradients of step 12`."""
     global _doing
     _doing = what
-
-
-def launched() -> int:
-    """Number of processes that a launcher says it has started (WORLD_SIZE); 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_rank() -> int:
-    """Number of this process among those of its machine, which is also the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
-
-
-def local_processes() -> int:
-    """Number of the processes on this machine that a launcher says it has started; 1 without a launcher."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
 
 
 def once(name: str, make: Callable[[], str]) -> str:
@@ -203,7 +187,7 @@ _LOST = ("gloo", "NCCL", "nccl")
 
 @contextmanager
 def explain_lost(timeout_seconds: float) -> Iterator[None]:
-    """Turns the error of a collective that the other processes did not take part in into a Refusal. `joined` does so, too."""
+    """Turns the error of a collective that the other processes did not take part in into Lost. `joined` does so, too."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -213,9 +197,10 @@ def explain_lost(timeout_seconds: float) -> Iterator[None]:
         is_late = ("imed out" in words or "imeout" in words) and "refused" not in words
         late = f"did not come within {timeout_seconds:g} s (parallel.timeout_seconds)"
         cause = late if is_late else "ended or cannot be reached"
-        raise Refusal(
+        raise Lost(
             f"process {rank()} waited for the others in {_doing}, and at least one of them {cause}. The output of that process "
-            "has the cause. The same command goes on from what is saved."
+            "has the cause. The same command goes on from what is saved.",
+            _doing,
         ) from error
 
 
@@ -223,17 +208,30 @@ def explain_lost(timeout_seconds: float) -> Iterator[None]:
 def _told_once() -> Iterator[None]:
     """Turns every refusal but the first of all processes into a RepeatedRefusal: often all of them find the same fault.
 
-    Also the error of a process that waits for one that has refused.
+    Also the error of a process that waits for one that has refused. The words of other errors are left for `first_error`.
     """
     try:
         yield
     except RepeatedRefusal:
         raise
-    except Refusal as error:
+    except Exception as error:
+        if _store is not None and not isinstance(error, Lost):
+            with contextlib.suppress(dist.DistError):  # the process that keeps it has ended
+                _store.compare_set("error", "", f"process {rank()}: {error or type(error).__name__}")
+        if not isinstance(error, Refusal):
+            raise
         if _refusals_so_far() > 0:
             raise RepeatedRefusal(str(error)) from error
         error.is_for_all = True
         raise
+
+
+def first_error() -> str:
+    """Words of the first process that has ended with an error of its own; empty if none has, as after a kill."""
+    with contextlib.suppress(dist.DistError):
+        if _store is not None and _store.check(["error"]):
+            return _store.get("error").decode()
+    return ""
 
 
 def _refusals_so_far() -> int:

@@ -5,28 +5,19 @@ system that passes no locks on, or none because the folder is a copy), the age o
 are measured by the clock of the file system, so that clocks of machines need not agree.
 """
 
-import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from openjepa.config import number, readable, readable_object
+from openjepa.config import number, readable, readable_object, readable_yaml
 from openjepa.engine.checkpoint_files import newest_first
 from openjepa.records import Summary, read_summary
 from openjepa.refusals import Refusal
-from openjepa.system.console import absent, format_count, format_seconds, plain_console
+from openjepa.system.console import absent, format_seconds
 from openjepa.system.shared_files import is_taken
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json")
@@ -38,18 +29,7 @@ STUCK_INTERVALS, LEAST_STUCK_SECONDS = 10, 60.0
 TAIL_BYTES, RECENT_LINES = 65536, 11
 """The end of metrics.jsonl that is read, and the lines of it from which the pace is taken."""
 
-WIDTH = 120
-"""Columns of the table if it is not shown on a terminal."""
-
 State = Literal["alive", "stuck", "finished", "interrupted", "failed", "never started"]
-STYLES: dict[State, str] = {
-    "alive": "green",
-    "stuck": "bold red",
-    "finished": "",
-    "interrupted": "yellow",
-    "failed": "red",
-    "never started": "dim",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +156,7 @@ def _judged(summary: Summary, log: _Log, is_locked: bool | None) -> tuple[State,
     if summary.status == "failed":
         return "failed", _text(summary.error, 300)
     if summary.status == "interrupted":
-        return "interrupted", ""
+        return "interrupted", f"a process was killed or hung in {_text(summary.lost_in)}" if summary.lost_in else ""
     if not log.lines:
         return "never started", ""
     if not silent:
@@ -189,12 +169,12 @@ def _config(path: Path, damaged: list[str]) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except Exception:  # yaml also lets through errors of dates, numbers, encodings and recursion
+        content = readable_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         content = None
-    if not isinstance(content, dict):
+    if content is None:
         damaged.append(file.name)
-    return content if isinstance(content, dict) else {}
+    return content or {}
 
 
 def _summary(path: Path, damaged: list[str]) -> Summary:
@@ -255,56 +235,3 @@ def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
 def _text(value: object, limit: int = 80) -> str:
     line = " ".join(str(value or "").split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
-
-
-# --------------------------------------------------------------------------------------------------------------- shown
-
-
-def print_runs(folder: Path, as_json: bool = False, every: float | None = None) -> None:
-    """Prints the states of all runs below `folder`, as a table or as JSON. `every`: seconds after which it does so again."""
-    if as_json:
-        print(json.dumps([asdict(run) for run in list_runs(folder)], indent=1))
-        return
-    console = plain_console()
-    if not console.is_terminal:
-        console = plain_console(width=WIDTH)
-    if every is None:
-        console.print(_shown(list_runs(folder), folder))
-        return
-    with suppress(KeyboardInterrupt), Live(_shown(list_runs(folder), folder), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(every)
-            live.update(_shown(list_runs(folder), folder), refresh=True)
-
-
-def _shown(runs: Sequence[RunState], folder: Path) -> RenderableType:
-    """A table of the runs, and below it a line for each that has more to say."""
-    if not runs:
-        return Text(f"no run in {folder}: `openjepa train` writes them, to runs/ if nothing else is asked for")
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    for name in ("done", "step", "img/s", "left", "processes", "loss", "saved"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in runs:
-        table.add_row(_title(run), Text(run.state, STYLES[run.state]), *_numbers(run))
-    notes = [Text(f"{run.name}: {run.reason}", STYLES[run.state]) for run in runs if run.reason]
-    notes += [Text(f"{run.name}: cannot read {', '.join(run.damaged)}", "red") for run in runs if run.damaged]
-    return Group(table, *notes)
-
-
-def _title(run: RunState) -> Text:
-    """The name of a run, with its recipe and method if the name does not say them."""
-    known = [word for word in (run.recipe, run.method) if word and word not in run.name]
-    known = known[:1] if known and known[0].startswith(run.method) else known
-    return Text(run.name).append(f" ({' '.join(known)})" if known else "", "dim")
-
-
-def _numbers(run: RunState) -> Iterator[str]:
-    yield f"{100 * run.step // run.total_steps}%" if run.total_steps else ""
-    yield f"{run.step}" + (f"/{run.total_steps}" if run.total_steps else "")
-    yield "" if run.images_per_second is None else format_count(run.images_per_second)
-    yield "" if run.seconds_left is None or run.state == "finished" else format_seconds(run.seconds_left)
-    yield "" if run.processes is None else str(run.processes)
-    yield "" if run.loss is None else f"{run.loss:.4f}"
-    yield "" if run.checkpoint_age is None else format_seconds(run.checkpoint_age)

@@ -1,1 +1,1 @@
-"""Experiments composed of the stages: ablations, plans of runs, Slurm scripts, and the measurements of `openjepa bench`."""
+"""Experiments composed of the stages: ablations, plans of runs, and the measurements of `openjepa bench`."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.settings.run import RunConfig
-from openjepa.settings.sources import FolderSettings
+from openjepa.settings.sources import is_without_path
 
 PHOTO = (375, 500)
 """Height and width of the generated photos, those of a typical ImageNet file."""
@@ -58,13 +58,8 @@ class GeneratedPhotos(ListSource):
         return f"generated photo {index}"
 
 
-def is_without_data(config: RunConfig) -> bool:
-    """True if the settings name no data. Generated photos are then used instead."""
-    return isinstance(config.data, FolderSettings) and not config.data.path
-
-
 def timed_source(config: RunConfig) -> ListSource | ShardSource:
     """The training images of `config`, or two batches of generated photos if it names no data."""
-    if is_without_data(config):
+    if is_without_path(config.data):
         return GeneratedPhotos(2 * config.optim.batch_size)
     return open_splits(config.data, config.run.seed).train

@@ -26,6 +26,7 @@ from openjepa.refusals import Refusal, refused
 from openjepa.settings.derived import division_problem, fitting_microbatches, resolve
 from openjepa.settings.experiments import PlanSettings
 from openjepa.settings.run import RunConfig
+from openjepa.settings.sources import is_without_path
 from openjepa.training.startup import count_images, default_view, length_of, step_costs
 
 RESERVED = 0.06
@@ -171,7 +172,7 @@ def _known_gpu(name: str) -> Gpu:
 
 def _without_images(config: RunConfig) -> RunConfig:
     """`config` with a path for its images if it has none, because a plan can do without them."""
-    if getattr(config.data, "path", "there") == "":
+    if is_without_path(config.data):
         return replace(config, data=replace(config.data, path="images"))  # type: ignore[call-arg]  # not every source has a path
     return config
 

@@ -14,7 +14,7 @@ from openjepa.checks import check
 from openjepa.engine.costs import times_contexts
 from openjepa.engine.device import device_name, peak_memory, resolve_precision
 from openjepa.engine.run_folder import environment
-from openjepa.experiments.generated_photos import is_without_data, timed_source
+from openjepa.experiments.generated_photos import timed_source
 from openjepa.recipes import load_recipe
 from openjepa.recipes.matched import with_method
 from openjepa.settings.derived import resolve
@@ -22,7 +22,7 @@ from openjepa.settings.experiments import StepBench
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.run import OptimizationSettings, RunConfig
-from openjepa.settings.sources import FolderSettings
+from openjepa.settings.sources import FolderSettings, is_without_path
 from openjepa.system.console import plain_console
 from openjepa.system.shared_files import whole_file
 from openjepa.training.startup import masks_line
@@ -37,7 +37,7 @@ def step_config(options: StepBench) -> RunConfig:
     config = with_method(config, options.method or config.method.name)
     run = replace(config.run, device=options.device, precision=options.precision, compile=options.compile)
     config = replace(config, run=run, system=replace(config.system, threads=options.threads))
-    without_path = is_without_data(config)
+    without_path = is_without_path(config.data)
     check(replace(config, data=replace(config.data, path="generated")) if without_path else config)  # type: ignore[call-arg]
     config = resolve(config)
     if options.recipe:  # one microbatch is timed, because gradient accumulation only repeats it

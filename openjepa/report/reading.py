@@ -6,14 +6,12 @@ files inside the folder are opened.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from openjepa.config import number, readable
+from openjepa.config import number, readable, readable_yaml
 from openjepa.engine.run_states import RUN_FILES
 from openjepa.records import Energy, Environment, Result, Summary, read_energy, read_environment, read_evaluation, read_summary
 from openjepa.refusals import Refusal
@@ -123,7 +121,7 @@ def read_run(path: Path) -> Run:
         )
     unreadable: list[str] = []
     encoder = path if is_encoder else path / "encoder"
-    config = _read_yaml(path / "config.yaml", unreadable)
+    config = _parsed(path / "config.yaml", unreadable, readable_yaml)
     energy = _read_json(path / "energy.json", unreadable)
     return Run(
         path=path,
@@ -213,27 +211,17 @@ def _read_text(path: Path, unreadable: list[str]) -> str | None:
 
 
 def _read_json(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    return _parsed(path, unreadable, readable)
+
+
+def _parsed(path: Path, unreadable: list[str], parse: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
     content = _read_text(path, unreadable)
     if content is None:
         return {}
-    parsed = readable(content)
+    parsed = parse(content)
     if parsed is None:
         unreadable.append(text(path.name, 80))
     return parsed or {}
-
-
-def _read_yaml(path: Path, unreadable: list[str]) -> dict[str, Any]:
-    content = _read_text(path, unreadable)
-    if content is None:
-        return {}
-    try:
-        parsed = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        unreadable.append(text(path.name, 80))
-        return {}
-    return parsed
 
 
 def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Result]:

@@ -90,6 +90,11 @@ class HuggingFaceSettings(DataSettings):
     """Streaming: samples that are shuffled together."""
 
 
+def is_without_path(data: DataSettings) -> bool:
+    """True if the settings of a source that needs a path have none."""
+    return isinstance(data, FolderSettings | HuggingFaceSettings) and not data.path
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScenesSettings(DataSettings):
     """Scenes in CLEVR's format with the labels count (3 to 10 objects) and distance (six bins of the nearest object)."""

@@ -1,1 +1,1 @@
-"""The machine and its files: whole files, locks, memory and cores, the console. Free of torch."""
+"""The machine and its files: whole files, locks, memory and cores, the console, Slurm. Free of torch."""

@@ -6,13 +6,13 @@ ours. In commands that are printed, recorded or shown on pages, every word is qu
 """
 
 import difflib
-import os
+import io
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import IO, Literal
 
@@ -20,6 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
+
+from openjepa.refusals import Refusal
+from openjepa.system.machine import is_first_here, is_first_process
 
 Style = Literal["auto", "live", "plain", "none"]
 """How progress is shown: `live` is a bar, `plain` one line per interval. `auto` is `live` on a terminal."""
@@ -35,20 +38,26 @@ def plain_console(*, stderr: bool = False, width: int | None = None, file: IO[st
     return Console(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
 
 
-def is_first_process() -> bool:
-    """True if this is the first of the processes that torchrun has started on all machines, or the only one."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
-def is_first_here() -> bool:
-    """True if this process is the first one on its machine under torchrun, or runs without torchrun."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def say(text: str) -> None:
     """Prints a line to standard error, once on each machine."""
     if is_first_here():
         print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def told_by_first_process() -> Iterator[None]:
+    """For a block that prints what is wrong and exits, in all processes alike: all but the first raise it as a Refusal instead.
+
+    The command line leaves a fault that all processes find to the first of them.
+    """
+    if is_first_process():
+        yield
+        return
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            yield
+        except SystemExit as error:
+            raise Refusal(said.getvalue().strip()) from error
 
 
 def silent(_: object) -> None:

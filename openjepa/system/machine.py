@@ -1,4 +1,4 @@
-"""Memory and cores that this process may use, of the machine or of the container that limits it.
+"""What of the machine this process may use: memory and cores, and its number among the processes that a launcher has started.
 
 Linux limits a group of processes (Docker, Kubernetes, Slurm, systemd) through cgroups. A process may use no more than its own
 group and every group above it (Linux kernel documentation, admin-guide/cgroup-v2, cgroup-v1/memory and scheduler/sched-bwc).
@@ -8,6 +8,8 @@ group and every group above it (Linux kernel documentation, admin-guide/cgroup-v
   kernel frees this cache before it refuses memory.
 - Cores: a quota of time in each period (Docker's `--cpus`, Kubernetes' `limits.cpu`), in `cpu.max`, or in `cpu.cfs_quota_us`
   and `cpu.cfs_period_us`. More workers than that wait for one another.
+
+A launcher such as torchrun says in the environment how many processes it has started.
 """
 
 import os
@@ -20,6 +22,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
 """The folder that holds proc/ and sys/. Tests use their own."""
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of the environment by which processes find each other. torchrun sets them, and WORLD_SIZE."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +178,28 @@ def _quota(folder: Path, is_v2: bool) -> tuple[int, int]:
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota), int(period)
     return int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text())
+
+
+def launched() -> int:
+    """Number of processes that a launcher says it has started (WORLD_SIZE); 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_processes() -> int:
+    """Number of them on this machine; 1 without a launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, which is also the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched() > 1 else 0
+
+
+def is_first_process() -> bool:
+    """True if this is the first of the processes that the launcher has started on all machines, or the only one."""
+    return launched() == 1 or os.environ.get("RANK") == "0"
+
+
+def is_first_here() -> bool:
+    """True if this is the first process on its machine, or the only one."""
+    return local_rank() == 0

@@ -2,7 +2,7 @@
 
 A claim is a lock of the system (flock), not a lock file. A killed process loses it at once, on any machine, so that nobody has
 to guess the age of a file or compare clocks. Folders that several machines share must pass locks between them, as NFS and most
-parallel file systems do. A whole file is written under another name, flushed to disk, then renamed.
+parallel file systems do. A whole file is written under another name, flushed to disk, then renamed, and the rename is flushed.
 """
 
 import errno
@@ -27,6 +27,8 @@ from openjepa.refusals import Refusal
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of a file system without locks."""
+WITHOUT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that cannot flush a folder, as some network file systems."""
 UNFINISHED = "unfinished"
 """Kind of the name (`own_name`) of files and folders while they are written."""
 MACHINE_ID, BOOT_ID, PROCESSES = Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
@@ -144,6 +146,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
+        flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -166,12 +169,25 @@ def whole_folder(path: Path, alone: bool = False) -> Iterator[Path]:
         yield unfinished
         _flush(unfinished)
         _rename(unfinished, path)
+        flush_folder(path.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         with suppress(OSError):  # another process may have put something there
             for parent in made:
                 parent.rmdir()
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk, so that a file or a rename in it survives a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in WITHOUT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def require_space(folder: Path, needed: int, what: str, advice: str = "make room, or choose another disk") -> None:
@@ -201,8 +217,11 @@ def is_writable(folder: Path) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
+    """Flushes all files in `folder`, and all their names."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+        elif path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 

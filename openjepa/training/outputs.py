@@ -18,6 +18,7 @@ from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.sampler import MaskSampler
 from openjepa.methods.base import Method
 from openjepa.records import read_summary
+from openjepa.refusals import Lost
 from openjepa.settings.methods import About
 from openjepa.system.interrupts import Interrupted
 from openjepa.training.init import Start
@@ -97,7 +98,10 @@ class Outputs:
 
     @contextmanager
     def failure_noted(self) -> Iterator[None]:
-        """Notes an error that ends the run in summary.json. A kill leaves the file as it is. A finished run stays finished."""
+        """Notes in summary.json what ends the run: an error, or a lost process. A kill of the main process leaves it as it is.
+
+        A finished run stays finished.
+        """
         try:
             yield
         except (Interrupted, KeyboardInterrupt):
@@ -105,7 +109,7 @@ class Outputs:
         except BaseException as error:
             if self._last.status != "finished" and distributed.is_main():
                 known = replace(self._last, step=self._last.step or 0, images_seen=self._last.images_seen or 0)
-                self._folder.write_json("summary.json", replace(known, status="failed", error=str(error)).content())
+                self._folder.write_json("summary.json", replace(known, **_end(error)).content())
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
@@ -146,10 +150,19 @@ class Outputs:
             peak_memory_bytes=max(peak_memory(self._device), self._earlier_peak),
             init=self._start,
             error="",
+            lost_in="",
             **_judgment(monitor),
         )
         distributed.from_main(lambda: self._folder.write_json("summary.json", summary.content()))
         self._last = summary
+
+
+def _end(error: BaseException) -> dict[str, str]:
+    """The entries of the summary on the `error` that ends a run. A lost process without an error was killed, or hangs."""
+    words = distributed.first_error() if isinstance(error, Lost) else str(error)
+    if isinstance(error, Lost) and not words:
+        return {"status": "interrupted", "lost_in": error.waited_in}
+    return {"status": "failed", "error": words}
 
 
 def _judgment(monitor: Monitor | None) -> dict[str, Any]:

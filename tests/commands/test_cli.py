@@ -339,12 +339,18 @@ def test_commands_that_share_no_work_are_refused_in_several_processes(
     assert "openjepa report runs in one process, and torchrun has started 2" in capsys.readouterr().err
 
 
-def test_a_fault_that_all_processes_find_is_left_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_that_all_processes_find_is_left_to_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(openjepa.cli.time, "sleep", slept.append)
     for rank, waits in (("0", 0), ("1", 1)):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit):
-            main(["nothing"])
-        assert len(slept) == waits  # torchrun ends this process meanwhile
+        for words in (["nothing"], ["train", "cpu-64", "--optim.lr", "fast"]):  # ours, and one that tyro finds
+            slept.clear()
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+            assert ended.value.code == 2 and len(slept) == waits  # torchrun ends this process meanwhile
+            said = capsys.readouterr().err
+            assert "Error parsing --optim.lr" in said if "fast" in words else said.startswith("openjepa: unknown command"), said

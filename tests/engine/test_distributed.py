@@ -1,6 +1,7 @@
 """Sums, decisions and errors over processes, in two real ones."""
 
 import gc
+import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from openjepa.engine import distributed
-from openjepa.refusals import Refusal, RepeatedRefusal
-from tests.helpers.ranks import free_port, on_ranks
+from openjepa.refusals import Lost, Refusal, RepeatedRefusal
+from openjepa.system.machine import launched
+from tests.helpers.ranks import free_port, on_ranks, start_ranks
 
 
 def _sums() -> dict[str, object]:
@@ -153,7 +155,7 @@ def test_the_folder_of_a_fresh_run_outlives_a_restart(monkeypatch: pytest.Monkey
 def _other_version() -> None:
     import openjepa
 
-    if distributed.launched() and distributed.os.environ["RANK"] == "1":
+    if launched() and os.environ["RANK"] == "1":
         openjepa.__version__ = "0.0.1"
     words = r"different versions of openjepa: .* in process 0; 0\.0\.1 in process 1"
     with pytest.raises(Refusal, match=words), distributed.joined(torch.device("cpu"), 60):
@@ -178,6 +180,37 @@ def test_a_launch_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyP
     words = "2 processes cannot train on mps: .*run.device=cuda or cpu"
     with pytest.raises(Refusal, match=words), distributed.joined(torch.device("mps")):
         pass
+
+
+def _found_by_main(error: Exception | None) -> object:
+    """What the first of two processes knows of the end of the second: by `error`, or killed."""
+    try:
+        with distributed.joined(torch.device("cpu"), 60):
+            distributed.barrier()
+            if distributed.rank() == 1:
+                if error is None:
+                    os._exit(0)
+                raise error
+            distributed.doing("the sums of step 3")
+            try:
+                distributed.barrier()
+            except Exception as lost:
+                with distributed.explain_lost(60):
+                    raise lost
+    except Lost as lost:
+        return lost.waited_in, distributed.first_error()
+    except Exception as own:
+        return type(own)
+    return None
+
+
+def test_a_killed_process_is_told_from_one_that_failed(tmp_path: Path) -> None:
+    processes = start_ranks(2, tmp_path / "killed", _found_by_main, None)
+    for process in processes:
+        process.join(60)
+    assert torch.load(tmp_path / "killed" / "rank0.pt", weights_only=False) == ("the sums of step 3", "")
+    found = on_ranks(2, tmp_path / "failed", _found_by_main, KeyError("a bug"), joined=False)
+    assert found == [("the sums of step 3", "process 1: 'a bug'"), KeyError]
 
 
 def test_only_errors_of_an_exchange_are_taken_for_a_lost_process() -> None:

@@ -229,6 +229,6 @@ def test_watching_lists_again_until_it_is_interrupted(
         shutil.rmtree(folder)
         write_run(folder, steps=880, status="running")
 
-    monkeypatch.setattr("openjepa.engine.run_states.time.sleep", wait)
+    monkeypatch.setattr("openjepa.commands.experiments.runs.time.sleep", wait)
     main(["runs", str(tmp_path), "--watch", "3"])
     assert waits == [3, 3] and "880/4400" in capsys.readouterr().out

@@ -37,7 +37,7 @@ QUOTED = {
     "backbone": ("weights/",),  # names in checkpoints
     "job": (
         "commands/experiments/launch.py",
-        "experiments/slurm.py",
+        "system/slurm.py",
         "settings/clusters.py",
         "system/interrupts.py",
     ),  # what a scheduler runs

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,11 +25,16 @@ def test_the_new_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, flushed = tmp_path / "a.txt", []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append((os.fstat(descriptor).st_size, path.exists())))
+
+    def flush(descriptor: int) -> None:
+        state = os.fstat(descriptor)
+        flushed.append(("folder" if stat.S_ISDIR(state.st_mode) else state.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", flush)
     with whole_file(path) as file:
         file.write_text("new")
         assert str(os.getpid()) in file.name  # two processes do not write into one another's
-    assert flushed == [(3, False)]
+    assert flushed == [(3, False), ("folder", True)]
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from openjepa.engine import distributed
+from openjepa.engine.run_states import list_runs
 from openjepa.methods.ijepa import IJepa
 from openjepa.refusals import Refusal, RepeatedRefusal
 from openjepa.schedules import Progress
@@ -139,6 +140,8 @@ def test_the_end_of_one_process_ends_the_others_with_the_reason(images: Path, tm
     assert not ranks[0].is_alive()
     kind, words = torch.load(tmp_path / "output" / "rank0.pt", weights_only=False)
     assert kind == "refused" and "process 0 waited for the others in " in words and "ended or cannot be reached" in words
+    (listed,) = list_runs(tmp_path / "run")
+    assert listed.state == "interrupted" and listed.reason.startswith("a process was killed or hung in "), listed
 
 
 def test_a_process_that_hangs_ends_the_others_within_the_time_limit(images: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def launch_slurm(argv: Sequence[str], prog: str) -> None:
     settings.check()
     _refuse_unknown(words, argv, prog)
     from openjepa.engine.run_folder import run_path
-    from openjepa.experiments.slurm import SlurmRun, job_script, plain_name, submit, variations
+    from openjepa.system.slurm import SlurmRun, job_script, plain_name, submit, variations
 
     base, runs = _parsed(words), list[SlurmRun]()
     usual = run_path(base).name

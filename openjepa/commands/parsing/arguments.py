@@ -28,7 +28,7 @@ from openjepa.settings.inference import CONVERTED_MARK
 from openjepa.settings.protocols import evaluation_settings
 from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.console import absent, command, hub_name
+from openjepa.system.console import absent, command, hub_name, told_by_first_process
 from openjepa.system.shared_files import is_writable
 
 OptionsType = TypeVar("OptionsType")
@@ -153,7 +153,8 @@ def parse(
         text = "\n\n".join(filter(None, (description, details if ALL in argv else "")))
         print(help_text(prog, text, default, () if ALL in argv else common, chosen))
         sys.exit(0)
-    options, unknown = tyro.cli(cls, args=without_choices(argv), prog=prog, default=default, return_unknown_args=True)
+    with told_by_first_process():
+        options, unknown = tyro.cli(cls, args=without_choices(argv), prog=prog, default=default, return_unknown_args=True)
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]

@@ -14,10 +14,9 @@ from openjepa.data.loading.unreadable import skipped_sample
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.source import ListSource
 from openjepa.data.views import shrink_to_short_side
-from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.system.console import silent
-from openjepa.system.machine import available_memory, part_words
+from openjepa.system.machine import available_memory, local_processes, part_words
 from openjepa.types import Skipped
 
 MEMORY_SHARE = 0.8
@@ -97,7 +96,7 @@ def build_cache(
     is called now and then with the number of images done since its last call. Raises Refusal if more than `max_bytes` would be
     kept (default: 80 % of the free memory, which the processes of a machine divide).
     """
-    limit = int(MEMORY_SHARE * available_memory() / distributed.local_processes()) if max_bytes is None else max_bytes
+    limit = int(MEMORY_SHARE * available_memory() / local_processes()) if max_bytes is None else max_bytes
     total = len(source)
     chunks = (range(first, min(total, first + CHUNK)) for first in range(0, total, CHUNK))
     sizes, skipped, done = np.zeros((total, 2), dtype=np.int64), {}, 0
@@ -131,7 +130,7 @@ def _check_memory(expected: int, limit: int, total: int, short_side: int) -> Non
     if expected > limit:
         raise Refusal(
             f"data.cache needs about {expected:,} bytes for {total:,} images of short side {short_side}, more than the "
-            f"{limit:,} bytes that may be used{part_words(distributed.local_processes())}: set data.cache=none, or a "
+            f"{limit:,} bytes that may be used{part_words(local_processes())}: set data.cache=none, or a "
             "smaller data.cache_size or data.max_images"
         )
 

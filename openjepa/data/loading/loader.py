@@ -19,11 +19,10 @@ from openjepa.data.loading.order import BatchPlan, Samples, list_steps, shard_st
 from openjepa.data.loading.workers import parallel_map
 from openjepa.data.passes import check_shared_memory
 from openjepa.data.source import ListSource, ShardSource
-from openjepa.engine import distributed
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import DataSettings, HuggingFaceSettings
 from openjepa.system.console import silent
-from openjepa.system.machine import available_cores, available_memory
+from openjepa.system.machine import available_cores, available_memory, local_processes
 from openjepa.types import Batch, BlockMasks, InputSpec, LoaderPosition, Masks
 
 CHUNK_BYTES = 8_000_000
@@ -250,10 +249,10 @@ class TrainingLoader:
             check_usable(self._source, "the training set", min_side)
             return None
         limit = None
-        cores = available_cores() // distributed.local_processes()
+        cores = available_cores() // local_processes()
         workers = self._workers if len(self._source) < MANY_IMAGES else max(self._workers, cores)
         if self._on_device and self._device.type == "cuda":
-            in_host = available_memory() / distributed.local_processes()  # pixels pass through it
+            in_host = available_memory() / local_processes()  # pixels pass through it
             limit = int(MEMORY_SHARE * min(torch.cuda.mem_get_info(self._device)[0], in_host))
         short_side = data.cache_size or _detail_kept(self._inputs)
         cache = build_cache(self._source, short_side, min_side, workers, advance, limit)

@@ -18,7 +18,6 @@ from openjepa.data.source import ListSource, ShardSource, data_set_name, open_sp
 from openjepa.data.tables.huggingface import left_out_splits as other_splits
 from openjepa.data.tables.huggingface import split_names
 from openjepa.engine.device import resolve_device, resolve_precision, set_threads
-from openjepa.engine.distributed import local_processes
 from openjepa.inference.embedding.table import Manifest, manifest_from_json, parquet_manifest
 from openjepa.inference.encoder import Encoder
 from openjepa.refusals import Refusal
@@ -26,7 +25,7 @@ from openjepa.settings.fields import as_option
 from openjepa.settings.inference import EmbedSettings
 from openjepa.settings.models import check_patch_divides, height_and_width
 from openjepa.settings.sources import ONLY_TRAINING, DataSettings, FolderSettings, HuggingFaceSettings
-from openjepa.system.machine import available_cores
+from openjepa.system.machine import available_cores, local_processes
 from openjepa.weights.contents import weights_hash
 from openjepa.weights.formats import WeightsChoice, load_any
 

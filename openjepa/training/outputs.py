@@ -17,7 +17,7 @@ from openjepa.engine.device import peak_memory
 from openjepa.engine.run_folder import RunFolder, environment
 from openjepa.masks.sampler import MaskSampler
 from openjepa.methods.base import Method
-from openjepa.records import read_summary
+from openjepa.records import Summary, read_summary
 from openjepa.refusals import Lost
 from openjepa.settings.methods import About
 from openjepa.system.interrupts import Interrupted
@@ -109,7 +109,7 @@ class Outputs:
         except BaseException as error:
             if self._last.status != "finished" and distributed.is_main():
                 known = replace(self._last, step=self._last.step or 0, images_seen=self._last.images_seen or 0)
-                self._folder.write_json("summary.json", replace(known, **_end(error)).content())
+                self._folder.write_json("summary.json", _ended(known, error).content())
             raise
 
     def finish(self, status: str, state: TrainerState, monitor: Monitor) -> None:
@@ -157,12 +157,12 @@ class Outputs:
         self._last = summary
 
 
-def _end(error: BaseException) -> dict[str, str]:
-    """The entries of the summary on the `error` that ends a run. A lost process without an error was killed, or hangs."""
+def _ended(known: Summary, error: BaseException) -> Summary:
+    """The summary of a run that `error` ends. A lost process without an error of its own was killed, or hangs."""
     words = distributed.first_error() if isinstance(error, Lost) else str(error)
     if isinstance(error, Lost) and not words:
-        return {"status": "interrupted", "lost_in": error.waited_in}
-    return {"status": "failed", "error": words}
+        return replace(known, status="interrupted", lost_in=error.waited_in)
+    return replace(known, status="failed", error=words)
 
 
 def _judgment(monitor: Monitor | None) -> dict[str, Any]:

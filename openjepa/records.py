@@ -31,8 +31,7 @@ Record = TypeVar("Record")
 Measure = Literal["accuracy", "miou"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Written by training
+# --------------------------------------------------------------------------------------------------- Written by training
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ class Environment:
     started: str = ""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Written by evaluation
+# ------------------------------------------------------------------------------------------------- Written by evaluation
 
 
 @dataclass(frozen=True)
@@ -295,8 +293,7 @@ def compares(probe: str, protocols: Collection[str]) -> bool:
     return probe in protocols or ("any" in protocols and probe in {entry.metric for entry in published_protocols()})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Written by `openjepa bench energy`
+# ------------------------------------------------------------------------------------ Written by `openjepa bench energy`
 
 
 @dataclass(frozen=True)
@@ -338,8 +335,7 @@ class Energy:
     """Histograms of `untrained` and `trained`."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Read
+# ------------------------------------------------------------------------------------------------------------------ Read
 
 
 def read_summary(content: Mapping[str, Any]) -> Summary:

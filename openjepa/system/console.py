@@ -6,13 +6,12 @@ ours. In commands that are printed, recorded or shown on pages, every word is qu
 """
 
 import difflib
-import io
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -21,8 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from openjepa.refusals import Refusal
-from openjepa.system.machine import is_first_here, is_first_process
+from openjepa.system.machine import is_first_here
 
 Style = Literal["auto", "live", "plain", "none"]
 """How progress is shown: `live` is a bar, `plain` one line per interval. `auto` is `live` on a terminal."""
@@ -42,22 +40,6 @@ def say(text: str) -> None:
     """Prints a line to standard error, once on each machine."""
     if is_first_here():
         print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def told_by_first_process() -> Iterator[None]:
-    """For a block that prints what is wrong and exits, in all processes alike: all but the first raise it as a Refusal instead.
-
-    The command line leaves a fault that all processes find to the first of them.
-    """
-    if is_first_process():
-        yield
-        return
-    with redirect_stderr(io.StringIO()) as said:
-        try:
-            yield
-        except SystemExit as error:
-            raise Refusal(said.getvalue().strip()) from error
 
 
 def silent(_: object) -> None:

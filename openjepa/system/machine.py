@@ -12,13 +12,16 @@ group and every group above it (Linux kernel documentation, admin-guide/cgroup-v
 A launcher such as torchrun says in the environment how many processes it has started.
 """
 
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from openjepa.refusals import Refusal
 
 ROOT = Path("/")
 """The folder that holds proc/ and sys/. Tests use their own."""
@@ -203,3 +206,19 @@ def is_first_process() -> bool:
 def is_first_here() -> bool:
     """True if this is the first process on its machine, or the only one."""
     return local_rank() == 0
+
+
+@contextmanager
+def told_by_first_process() -> Iterator[None]:
+    """For a block that prints what is wrong and exits, in all processes alike: all but the first raise it as a Refusal instead.
+
+    The command line leaves a fault that all processes find to the first of them.
+    """
+    if is_first_process():
+        yield
+        return
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            yield
+        except SystemExit as error:
+            raise Refusal(said.getvalue().strip()) from error

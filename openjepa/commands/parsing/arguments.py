@@ -28,7 +28,8 @@ from openjepa.settings.inference import CONVERTED_MARK
 from openjepa.settings.protocols import evaluation_settings
 from openjepa.settings.run import CHOICES
 from openjepa.settings.sources import DataSettings, FolderSettings
-from openjepa.system.console import absent, command, hub_name, told_by_first_process
+from openjepa.system.console import absent, command, hub_name
+from openjepa.system.machine import told_by_first_process
 from openjepa.system.shared_files import is_writable
 
 OptionsType = TypeVar("OptionsType")

@@ -130,8 +130,8 @@ def _check_contexts(method: IJepaSettings, masks: MaskSettings) -> None:
 def _check_input_masking(method: IJepaSettings) -> None:
     if method.context_loss and method.target_masking == "input":
         raise Refusal(
-            f"method.context_loss={method.context_loss:g} has no targets with method.target_masking=input, which encodes only the "
-            "target blocks: use method.target_masking=output, or method.context_loss=0"
+            f"method.context_loss={method.context_loss:g} has no targets with method.target_masking=input, which encodes only "
+            "the target blocks: use method.target_masking=output, or method.context_loss=0"
         )
     if method.target_norm == "position" and method.target_masking == "input":
         raise Refusal(

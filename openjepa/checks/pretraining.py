@@ -24,6 +24,7 @@ from openjepa.settings.masks import (
     RandomTargetsSettings,
     RasterizedSettings,
 )
+from openjepa.settings.methods import MethodSettings, TeacherSettings
 from openjepa.settings.models import SIZES, ModelSettings, check_heads, check_patch_divides, check_positions
 from openjepa.settings.run import OptimizationSettings, RunConfig, RunSettings
 from openjepa.settings.sources import FolderSettings, HuggingFaceSettings, is_without_path
@@ -51,6 +52,7 @@ def check(config: RunConfig, world_size: int = 1, is_model_known: bool = True) -
     """
     problems, ranges = value_problems(config), [words for _, words in out_of_range(config)]
     checks: list[Callable[[], None]] = [partial(_check_source, config), partial(_check_run, config.run)]
+    checks.append(partial(_check_average, config.method))
     if not problems:
         config = resolve(config, processes=world_size)
         checks += [partial(_check_batch, config, world_size), partial(_check_length, config.optim)]
@@ -107,6 +109,8 @@ def remarks(config: RunConfig, given: Collection[str] = ()) -> list[str]:
         found.append(f"optim.final_weight_decay={optim.final_weight_decay} has no effect with weight_decay_schedule=constant")
     if optim.cooldown != OptimizationSettings.cooldown and optim.lr_schedule == "cosine":
         found.append(f"optim.cooldown={optim.cooldown} has no effect with optim.lr_schedule=cosine")
+    if optim.muon_momentum != OptimizationSettings.muon_momentum and optim.optimizer != "muon":
+        found.append(f"optim.muon_momentum={optim.muon_momentum:g} has no effect with optim.optimizer={optim.optimizer}")
     if optim.clip_mode != OptimizationSettings.clip_mode and optim.clip_grad is None:
         found.append(f"optim.clip_mode={optim.clip_mode} has no effect without optim.clip_grad")
     if config.data.cache_size is not None and config.data.cache == "none":
@@ -182,6 +186,15 @@ def _check_length(optim: OptimizationSettings) -> None:
         raise Refusal(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is not shorter than optim.epochs={optim.epochs:g}: the learning rate "
             f"would never reach optim.lr. Set optim.warmup_epochs, e.g. {optim.epochs / 20:g}"
+        )
+
+
+def _check_average(method: MethodSettings) -> None:
+    """Raises Refusal if the momentum at the first step is given in two ways."""
+    if isinstance(method, TeacherSettings) and method.ema_memory is not None and method.ema_start is not None:
+        raise Refusal(
+            f"method.ema_memory={method.ema_memory:g} and method.ema_start={method.ema_start:g} both give the momentum at the "
+            "first step: use method.ema_start=None (--method.ema-start None), or leave out method.ema_memory"
         )
 
 

@@ -299,10 +299,14 @@ def _complete_moments(optimizer: torch.optim.Optimizer) -> None:
 
     AdamW makes moments only at the first gradient, but a checkpoint is read into the moments of all parameters.
     """
-    known: dict[str, torch.Tensor] = next((state for state in optimizer.state.values() if state), {})
-    for value in (value for group in optimizer.param_groups for value in group["params"]):
+    known: dict[str | None, dict[str, torch.Tensor]] = {}
+    members = [(group.get("moved_by"), value) for group in optimizer.param_groups for value in group["params"]]
+    for kind, value in members:
+        if optimizer.state[value]:
+            known.setdefault(kind, optimizer.state[value])
+    for kind, value in members:
         if not optimizer.state[value]:
-            zeros = {key: torch.zeros_like(value if key != "step" else other) for key, other in known.items()}
+            zeros = {key: torch.zeros_like(value if key != "step" else other) for key, other in known.get(kind, {}).items()}
             optimizer.state[value] = {key: zero.detach() for key, zero in zeros.items()}
 
 

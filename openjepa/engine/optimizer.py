@@ -1,10 +1,10 @@
-"""AdamW with a method's parameter groups, its rates, and the norm and clipping of gradients.
+"""AdamW, alone or beside Muon, with a method's parameter groups, its rates, and the norm and clipping of gradients.
 
 With layer-wise decay of the learning rate, a layer moves less the nearer it is to the pixels (as in BEiT and MAE).
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -19,22 +19,64 @@ from openjepa.types import ParameterRule
 
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], rules: tuple[ParameterRule, ...], settings: OptimizationSettings
-) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters that require gradients. Each has the group of the first rule that matches it."""
+) -> torch.optim.Optimizer:
+    """The optimizer of the parameters that require gradients. Each has the group of the first rule that matches it."""
     trainable = [(name, value) for name, value in named_parameters if value.requires_grad]
+    fused = all(value.device.type in ("cpu", "cuda") for _, value in trainable)
+    by_muon = [(name, value) for name, value in trainable if settings.optimizer == "muon" and is_hidden_matrix(name, value)]
+    by_adamw = [
+        (name, value) for name, value in trainable if settings.optimizer == "adamw" or not is_hidden_matrix(name, value)
+    ]
+    betas = (settings.beta1, settings.beta2)
+    adamw = torch.optim.AdamW(_groups(by_adamw, rules), lr=settings.lr, betas=betas, eps=settings.eps, fused=fused)
+    if settings.optimizer == "adamw":
+        return adamw
+    muon = torch.optim.Muon(
+        _groups(by_muon, rules), lr=settings.lr, momentum=settings.muon_momentum, adjust_lr_fn="match_rms_adamw"
+    )
+    return MuonBesideAdamW(muon, adamw)
+
+
+def is_hidden_matrix(name: str, value: nn.Parameter) -> bool:
+    """True for the weight matrices inside of transformer blocks. Heads, embeddings and tables are outside of them."""
+    return value.ndim == 2 and "blocks" in name.split(".")[:-1]
+
+
+def _groups(trainable: Iterable[tuple[str, nn.Parameter]], rules: tuple[ParameterRule, ...]) -> list[dict[str, Any]]:
+    """The parameter groups, one for each rule that is the first to match a parameter."""
     members: list[list[nn.Parameter]] = [[] for _ in rules]
     for name, value in trainable:
         index = next((i for i, rule in enumerate(rules) if rule.matches(name, value)), None)
         if index is None:
             raise ValueError(f"no parameter rule matches {name!r}; a method's rules must end with one that matches everything")
         members[index].append(value)
-    groups = [
+    return [
         {"params": values, "weight_decay": 0.0, "decay": rule.decay, "lr_scale": rule.lr_scale, "clip": rule.clip}
         for values, rule in zip(members, rules, strict=True)
         if values
     ]
-    fused = all(value.device.type in ("cpu", "cuda") for _, value in trainable)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=fused)
+
+
+@final
+class MuonBesideAdamW(torch.optim.Optimizer):
+    """Two optimizers that look like one: a checkpoint, clipping and the rates see all groups and all moments.
+
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) moves a matrix along its momentum with all singular values near 1,
+    which five Newton-Schulz iterations in bf16 give. The matrix of queries, keys and values counts as one.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        """Takes over the groups of both, which have different parameters."""
+        self._parts: dict[str, torch.optim.Optimizer] = {"muon": muon, "adamw": adamw}
+        groups = [{**group, "moved_by": name} for name, part in self._parts.items() for group in part.param_groups]
+        super().__init__(groups, {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no loss is computed here
+        """One step of each optimizer, with the groups and moments as they are now (a checkpoint may have replaced them)."""
+        for name, part in self._parts.items():
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["moved_by"] == name]
+            part.step()
 
 
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:

@@ -83,13 +83,16 @@ def resolve(config: RunConfig, total_steps: int | None = None, processes: int = 
         if getattr(settings, field, 0) in (None, "half"):
             value = rule(_Run(config, config.optim.total_steps or total_steps, processes))
             config = replace(config, **{group: replace(settings, **{field: value})})
-    # the values that follow from these two replace them
-    return replace(config, optim=replace(config.optim, warmup_share=None, images_per_device=None))
+    # the values that follow from these replace them
+    config = replace(config, optim=replace(config.optim, warmup_share=None, images_per_device=None))
+    if isinstance(config.method, TeacherSettings) and config.method.ema_start is not None:
+        config = replace(config, method=replace(config.method, ema_memory=None))
+    return config
 
 
 def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
     """`config` with None again for every setting that `recipe` leaves to follow from others."""
-    for name in (*RULES, "optim.warmup_share", "optim.images_per_device"):
+    for name in (*RULES, "optim.warmup_share", "optim.images_per_device", "method.ema_memory"):
         group, field = name.split(".")
         ours, theirs = getattr(config, group), getattr(recipe, group)
         is_shared = type(ours) is type(theirs) and hasattr(ours, field)
@@ -101,17 +104,20 @@ def left_to_follow(config: RunConfig, recipe: RunConfig) -> RunConfig:
 # -------------------------------------------------------------------------------------------------------- from the length
 
 
-def ema_start_for(total_steps: int) -> float:
+def ema_start_for(total_steps: int, memory: float | None = None) -> float:
     """First EMA momentum of our recipes. It renews the target encoder 50 times in a run of any length, which suits short runs.
 
-    The released 0.996 renews it 4 times in 2,000 steps. The export is then a mean of context encoders whose average age is 44 %
-    of the run (docs/log.md).
+    `memory`: the share of the run that the average remembers at the start, instead of a hundredth. The released 0.996 renews it
+    4 times in 2,000 steps. The export is then a mean of context encoders whose average age is 44 % of the run (docs/log.md).
     """
-    return round(max(0.0, 1 - 2 * RENEWALS / total_steps), 6)
+    forgets = 2 * RENEWALS if memory is None else 1 / memory
+    return round(max(0.0, 1 - forgets / total_steps), 6)
 
 
 def _ema_start(run: _Run) -> float | None:
-    return ema_start_for(run.total_steps) if run.total_steps else None
+    method = run.config.method
+    assert isinstance(method, TeacherSettings)
+    return ema_start_for(run.total_steps, method.ema_memory) if run.total_steps else None
 
 
 def _ema_end(run: _Run) -> float | None:

@@ -15,7 +15,7 @@ LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSettings:
-    """AdamW, batch and schedules. Every schedule is a pure function of the step."""
+    """Optimizer, batch and schedules. Every schedule is a pure function of the step."""
 
     batch_size: Annotated[int, AT_LEAST_1] = 2048
     """Images per optimizer step, over all processes and microbatches."""
@@ -59,6 +59,11 @@ class OptimizationSettings:
     """AdamW's decay rate of the second moment."""
     eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW's epsilon."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon (K. Jordan 2024) moves the weight matrices of the transformer blocks, by as much as AdamW would (0.2 times
+    the root of the longer side, arXiv 2502.16982), so that rates and decay are shared. AdamW moves all else."""
+    muon_momentum: Annotated[float, SHARE_BELOW_1] = 0.95
+    """Muon's momentum, with Nesterov's look-ahead (Jordan 2024: 0.95)."""
     schedule_steps: Literal["from_one", "from_zero", "inclusive"] = "from_one"
     """How schedules number the steps: from 1 (I-JEPA, MSN) or from 0 (MAE). `inclusive`: from 0, and the last step of the
     warm-up has the peak rate already, the last step of a cooldown the final rate (DINO, iBOT, data2vec)."""

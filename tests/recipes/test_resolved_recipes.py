@@ -39,6 +39,9 @@ SINCE: dict[str, object] = {
     "method.target_masking": "output",
     "method.target_layers": (),
     "method.target_layers_join": "concatenated",
+    "method.ema_memory": None,
+    "optim.optimizer": "adamw",
+    "optim.muon_momentum": 0.95,
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

@@ -117,6 +117,14 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
         )
 
 
+def test_muon_without_bf16_products_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
+    muon, device = OptimizationSettings(optimizer="muon"), torch.device("cpu")
+    for has_products in (False, True):
+        monkeypatch.setattr(startup, "supports_bf16", lambda _, has=has_products: has)
+        assert len(startup.slow_muon(muon, device)) == (not has_products)
+    assert startup.slow_muon(OptimizationSettings(), device) == []
+
+
 def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,9 @@ class TeacherSettings(MethodSettings):
     that the average is renewed 50 times (1 - 100 / steps)."""
     ema_end: Annotated[float | None, SHARE] = 1.0
     """Momentum at the end of training, reached linearly (DINO and iBOT: along half a cosine). None: as at the start."""
+    ema_memory: Annotated[float | None, SHARE_ABOVE_0] = None
+    """What the moving average remembers at the first step, as a share of the run: `ema_start` is then 1 - 1 / (share x steps).
+    Needs `ema_start` None. The published 0.996 is 0.0013 of 187,500 steps. None: 0.01 if `ema_start` is None, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -266,8 +266,8 @@ def slow_muon(optim: OptimizationSettings, device: torch.device) -> list[str]:
     if optim.optimizer != "muon" or supports_bf16(device):
         return []
     return [
-        f"optim.optimizer=muon multiplies in bf16, which {device} ({device_name(device)}) emulates: 0.7 s of a core for a matrix "
-        "of 384 x 384 in every step; optim.optimizer=adamw needs a thousandth of that"
+        f"optim.optimizer=muon multiplies in bf16, which {device} ({device_name(device)}) emulates: 0.7 s of a core in each "
+        "step for a matrix of 384 x 384; optim.optimizer=adamw needs a thousandth of that"
     ]
 
 

@@ -30,7 +30,6 @@ FOLLOWING: list[tuple[str, str, str, object]] = [
     ("ibot-cpu-64", "--optim.total-steps 50", "method.ema_start", 0.0),
     ("msn-gpu-224", "--optim.total-steps 10000", "method.ema_start", 0.99),
     ("cpu-64", "--optim.total-steps 2400 --method.ema-memory 0.02", "method.ema_start", 0.979167),
-    ("ijepa-vitb16", "--optim.total-steps 1000 --method.ema-start None --method.ema-memory 0.1", "method.ema_start", 0.99),
     ("data2vec-cpu-32", "--optim.total-steps 1000", "method.ema_start", 0.9),
     ("data2vec-cpu-32", "--optim.total-steps 1000", "method.ema_end", 0.9),
     ("data2vec-cpu-32", "--method.ema-start 0.7", "method.ema_end", 0.7),

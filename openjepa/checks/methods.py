@@ -17,7 +17,7 @@ from openjepa.settings.models import check_heads, check_patch_divides, check_pos
 from openjepa.settings.run import RunConfig
 
 Checks = list[Callable[[], None]]
-OF_FEATURES = ("target_norm", "target_masking", "target_layers")
+OF_FEATURES = ("target_norm", "target_masking", "target_layers", "teacher")
 """Settings of I-JEPA's target encoder's output."""
 MASK_WORDS = {
     "blocks": "which predicts target blocks from a context",
@@ -44,8 +44,9 @@ def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
     """The checks of I-JEPA's predictor, targets and contexts."""
     predictor = _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
     targets = [partial(check, method) for check in (_check_pixels, _check_ramps, _check_input_masking)]
-    layers = partial(check_target_layers, method.target_layers, config.model.shape().depth)
-    return [*predictor, *targets, layers, partial(_check_contexts, method, config.masks)]
+    if method.teacher is None:
+        targets.append(partial(check_target_layers, method.target_layers, config.model.shape().depth))
+    return [*predictor, *targets, partial(_check_contexts, method, config.masks)]
 
 
 def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
@@ -249,7 +250,7 @@ def _without_effect_on_targets(method: IJepaSettings) -> list[str]:
         found.append(
             f"method.target_layers_join={method.target_layers_join} has no effect without several method.target_layers"
         )
-    if method.export_context_encoder and not method.encodes_targets():
+    if method.export_context_encoder and not method.averages():
         found.append("method.export_context_encoder has no effect: the context encoder is what is exported")
     return found
 

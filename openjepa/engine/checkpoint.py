@@ -92,6 +92,8 @@ class RunIdentity:
     """Number of training images; None for a stream of unknown length."""
     names: str | None
     """BLAKE2b of the names of all training images, in order; None for streams."""
+    teacher: str | None = None
+    """Hash of the weights of a teacher that stays as it is; None without one."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Surroundings:
     pixel_std: tuple[float, float, float]
     shapes: tuple[TokenShape, ...]
     """Token counts of the mask sampler."""
+    teacher: VisionTransformer | None = None
+    """The encoder that `MethodSettings.frozen_teacher` names. It is not to be changed: the method keeps a copy."""
 
     def encoder_config(self) -> EncoderConfig:
         """Settings of the encoder for views of this size."""

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
-from openjepa.methods.targets import WholeImages, target_spaces
+from openjepa.methods.targets import WholeImages, frozen_teacher, target_spaces
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.vit import VisionTransformer, build_encoder
@@ -48,11 +48,13 @@ class IJepa(Method):
         self.settings = settings
         self.view = surroundings.view
         self.encoder_config = surroundings.encoder_config()
-        self.spaces = target_spaces(settings, self.encoder_config)
+        frozen = frozen_teacher(settings, surroundings)
+        self.spaces = target_spaces(settings, self.encoder_config if frozen is None else frozen.config)
         self.predictor_config = _predictor_config(settings, self.encoder_config, self.spaces.width)
         self.context_encoder: VisionTransformer = build_encoder(self.encoder_config)
         self.predictor: Predictor = build_predictor(self.predictor_config)
-        self.target_encoder = EmaTeacher(self.context_encoder) if settings.encodes_targets() else None
+        # a teacher that is never updated stays as it is
+        self.target_encoder = EmaTeacher(frozen or self.context_encoder) if settings.encodes_targets() else None
         self.sampled_targets = SampledTargets(settings.sampled_targets, surroundings.shapes)
 
     def inputs(self) -> InputSpec:
@@ -76,10 +78,10 @@ class IJepa(Method):
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Moves statistics of targets, then the target encoder towards the context encoder, which was just updated."""
         self.spaces.commit()
-        if self.target_encoder is None:
+        if self._average is None:
             return {}
         value = momentum(*momenta(self.settings), progress)
-        self.target_encoder.update(self.context_encoder, value)
+        self._average.update(self.context_encoder, value)
         return {"momentum": value}
 
     def probe(self, batch: Batch, progress: Progress) -> ProbeOutput:
@@ -93,7 +95,7 @@ class IJepa(Method):
             # of each image at the places of the image before it
             others = self.spaces.at(whole, masks.targets.roll(of_an_image, 0), progress).roll(-of_an_image, 0)
             loss = distance(predictions, targets)
-            encoded = self.context_encoder(images) if self.target_encoder is None else whole.encoded
+            encoded = self.context_encoder(images) if self._average is None else whole.encoded
         features = encoded.pooled(self.encoder_config.pooling)
         return ProbeOutput(features, loss, targets, masks.targets, distance, predictions, others)
 
@@ -121,22 +123,22 @@ class IJepa(Method):
 
     def remarks(self, total_steps: int) -> list[str]:
         """A note if the target encoder, which is exported, hardly changes in a run of this length."""
-        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps) if self.target_encoder else []
+        return slow_teacher_remarks(momentum, *momenta(self.settings), total_steps) if self._average else []
 
     def encoders(self) -> Encoders:
-        """Context encoder and target encoder, if there is one."""
-        if self.target_encoder is None:
+        """Context encoder and its moving average, if there is one."""
+        if self._average is None:
             return Encoders(self.context_encoder)
-        return encoders_with_average(self.context_encoder, self.target_encoder)
+        return encoders_with_average(self.context_encoder, self._average)
 
     def exports(self) -> Mapping[str, Export]:
         """The target encoder, which the paper evaluates, the predictor, and on request the context encoder.
 
-        Without a target encoder, the context encoder is what is exported. The predictor's config.json also says what it was
+        Without a moving average, the context encoder is what is exported. The predictor's config.json also says what it was
         trained for: the distance, the normalization of targets, and other targets than those of the paper.
         """
         trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm, **self.settings.other_targets()}
-        exported = self.context_encoder if self.target_encoder is None else self.target_encoder.network
+        exported = self.context_encoder if self._average is None else self._average.network
         exports = {
             "encoder": Export(self.encoder_config, exported),
             "predictor": Export(self.predictor_config, self.predictor, trained_for),
@@ -144,6 +146,11 @@ class IJepa(Method):
         if self.settings.export_context_encoder and exported is not self.context_encoder:
             exports["context_encoder"] = Export(self.encoder_config, self.context_encoder)
         return exports
+
+    @property
+    def _average(self) -> EmaTeacher | None:
+        """The target encoder, unless it stays as it is."""
+        return self.target_encoder if self.settings.averages() else None
 
     def _predictions(self, images: Float[Tensor, "B C h w"], masks: BlockMasks) -> Predicted:
         """The only place where context encoder and predictor run. Masks have R rows, those of one image side by side."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import final
 
@@ -12,8 +13,12 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from openjepa.engine import distributed
+from openjepa.methods.base import Surroundings
 from openjepa.methods.mae import normalized_pixels
+from openjepa.models.vit import VisionTransformer, build_encoder
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
+from openjepa.settings.fields import as_setting
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.methods.ijepa import check_target_layers
 from openjepa.settings.methods.shared import TARGET_NORM_EPS
@@ -328,6 +333,33 @@ def target_spaces(settings: IJepaSettings, encoder: EncoderConfig) -> TargetSpac
     pixels = PixelTargets(encoder, partial(falling, settings.pixels_until))
     features = FeatureTargets(settings, encoder, partial(rising, settings.features_from))
     return TargetSpaces([features, pixels], settings.loss)
+
+
+def frozen_teacher(settings: IJepaSettings, surroundings: Surroundings) -> VisionTransformer | None:
+    """The encoder that gives the targets and stays as it is, for views of this size. None if the settings name none.
+
+    Raises Refusal if its patches or its pixels are not those of the run.
+    """
+    if settings.teacher is None:
+        return None
+    assert surroundings.teacher is not None
+    own, theirs = surroundings.encoder_config(), surroundings.teacher.config
+    wrong = [
+        f"{as_setting(group, getattr(own, name))}, but the teacher has {as_setting(name, getattr(theirs, name))}"
+        for name, group in {name: f"{'model' if name == 'patch_size' else 'data'}.{name}" for name in SHARED}.items()
+        if getattr(own, name) != getattr(theirs, name)
+    ]
+    if wrong:
+        raise Refusal(f"method.teacher={settings.teacher} does not fit: {'; '.join(wrong)}. Use the teacher's values")
+    if theirs.image_size == own.image_size:
+        return surroundings.teacher
+    resized = build_encoder(replace(theirs, image_size=own.image_size))
+    resized.load_state_dict(surroundings.teacher.weights_for(own.grid()), assign=True)
+    return resized
+
+
+SHARED = ("patch_size", "pixel_mean", "pixel_std")
+"""Settings of an encoder that a frozen teacher shares with the encoder that it teaches."""
 
 
 def patches_at(rows: Float[Tensor, "B N W"], places: Int[Tensor, "R M T"]) -> Float[Tensor, "R M T W"]:

@@ -91,7 +91,7 @@ def _train(config: RunConfig, fresh: bool, dry_run: bool, given: Collection[str]
     splits = distributed.in_all(lambda: open_splits(config.data, seed))
     total_steps, steps_per_epoch = training_length(optim, splits.train)
     config = resolve(config, total_steps)
-    identity = run_identity(splits.train, total_steps)
+    identity = run_identity(splits.train, total_steps, config.method)
     refuse_other_runs(config, identity, device, precision)
     method, costs = build_method(config, view, sampler), step_costs(config, view, sampler)
     plan = BatchPlan(optim.batch_size, microbatch(config), distributed.rank(), processes, config.masks.group_size)

@@ -22,6 +22,7 @@ from openjepa.engine.run_folder import RunFolder, logged_step_seconds, logged_st
 from openjepa.masks.sampler import MaskSampler, TokenShape
 from openjepa.methods import METHODS
 from openjepa.methods.base import CoupledTerm, Method, Surroundings
+from openjepa.models.vit import VisionTransformer
 from openjepa.records import read_summary
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, warmup_steps
@@ -33,6 +34,8 @@ from openjepa.settings.sources import DataSettings
 from openjepa.system.console import format_count
 from openjepa.training.init import Start, StartingWeights, start_method
 from openjepa.types import LoaderPosition, ViewSpec
+from openjepa.weights.contents import weights_hash
+from openjepa.weights.formats import WeightsChoice, load_any
 
 
 def default_view(data: DataSettings) -> ViewSpec:
@@ -96,8 +99,19 @@ def _built(settings: MethodSettings, surroundings: Surroundings) -> Method:
 def _surroundings(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None
 ) -> Surroundings:
-    data = config.data
-    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes() if shapes is None else shapes)
+    data, shapes = config.data, sampler.shapes() if shapes is None else shapes
+    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes, read_teacher(config.method))
+
+
+def read_teacher(settings: MethodSettings) -> VisionTransformer | None:
+    """The encoder that the method needs and never changes, read from its weights. Raises Refusal if it cannot be read."""
+    weights = settings.frozen_teacher()
+    if weights is None:
+        return None
+    try:
+        return load_any(weights, WeightsChoice(predictor=False)).encoder
+    except Refusal as error:
+        raise Refusal(f"method.teacher: {error}") from error
 
 
 def begin_from_weights(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:
@@ -153,14 +167,16 @@ def _check_warmup(optim: OptimizationSettings, total_steps: int, steps_per_epoch
     )
 
 
-def run_identity(source: ListSource | ShardSource, total_steps: int) -> RunIdentity:
-    """Facts about the data that must not change when a run is continued. Reads only the names of images."""
+def run_identity(source: ListSource | ShardSource, total_steps: int, settings: MethodSettings) -> RunIdentity:
+    """Facts about the data that must not change when a run is continued. Reads only the names of images, and a teacher."""
+    network = read_teacher(settings)
+    teacher = None if network is None else weights_hash(network)
     if not isinstance(source, ListSource):
-        return RunIdentity(total_steps, source.num_records, names=None)
+        return RunIdentity(total_steps, source.num_records, names=None, teacher=teacher)
     digest = hashlib.blake2b(digest_size=16)
     for index in range(len(source)):
         digest.update(os.fsencode(source.name(index)) + b"\0")
-    return RunIdentity(total_steps, len(source), digest.hexdigest())
+    return RunIdentity(total_steps, len(source), digest.hexdigest(), teacher)
 
 
 def refuse_other_runs(config: RunConfig, identity: RunIdentity, device: torch.device, precision: str) -> None:
@@ -211,6 +227,11 @@ def _check_identity(path: Path, before: RunIdentity | None, now: RunIdentity) ->
         return
     if before.num_images != now.num_images:
         change = f"{_count(before.num_images)} training images when the run began, {_count(now.num_images)} now"
+    elif before.teacher != now.teacher:
+        raise Refusal(
+            f"{path} cannot be continued exactly: method.teacher holds other weights than when the run began. Restore them, or "
+            "pass --fresh or --run.name for a new run."
+        )
     elif before.names != now.names:
         change = f"as many training images ({_count(now.num_images)}) as when the run began, but with other names"
     else:

@@ -14,13 +14,15 @@ from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import IJepa
+from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
-from openjepa.settings.models import ModelSettings
+from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.settings.run import RunConfig
 from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
-from openjepa.types import Batch, BlockMasks, ViewSpec
+from openjepa.types import Batch, BlockMasks, Export, ViewSpec
+from openjepa.weights.native import save_network
 from tests.helpers.images import write_folder
 from tests.helpers.method_steps import parts
 from tests.helpers.small_runs import small_config
@@ -36,6 +38,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "one_layer": {"target_layers": (1,)},
     "position": {"target_norm": "position", "position_momentum": 0.5},
     "dyntanh": {"target_norm": "dyntanh"},
+    "teacher": {"teacher": "another run", "target_layers": (1, 3)},
 }
 """One value of each switch."""
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -43,16 +46,23 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "crossing": {"target_space": "pixels_then_features", "pixels_until": (0.3, 1), "features_from": (0.0, 0.6)},
     "layers": {"target_layers": (1, 2), "target_norm": "position"},
     "input": {"target_masking": "input", "target_norm": "dyntanh"},
+    "teacher": {"teacher": "TEACHER", "target_layers": (1, 3)},
 }
 """Switches that can stand together, for a test that trains."""
 HALFWAY = Progress(step=35, total_steps=100, steps_per_epoch=10)
 
 
-def build(**changes: Any) -> IJepa:
+PIXELS: dict[str, Any] = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.2, 0.2, 0.2)}
+TEACHER = EncoderConfig(width=32, depth=3, heads=2, mlp_ratio=4, patch_size=4, image_size=(16, 20), **PIXELS)
+
+
+def build(teacher_config: EncoderConfig = TEACHER, **changes: Any) -> IJepa:
+    torch.manual_seed(1)
+    teacher = build_encoder(teacher_config) if changes.get("teacher") else None
     torch.manual_seed(0)
     shape = TokenShape(5, 4, 1.0, 3)
     model = ModelSettings(size="test", patch_size=4)
-    surroundings = Surroundings(model, ViewSpec(size=(16, 20)), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (shape,))
+    surroundings = Surroundings(model, ViewSpec(size=(16, 20)), *PIXELS.values(), (shape,), teacher)
     return IJepa(replace(SETTINGS, **changes), surroundings)
 
 
@@ -194,6 +204,45 @@ def test_positions_have_mean_0_and_variance_1_over_the_images_so_far() -> None:
     torch.testing.assert_close(method.probe(batches[0][0], HALFWAY).targets, at(expected, masks), rtol=1e-3, atol=1e-3)
 
 
+def test_a_teacher_from_elsewhere_gives_the_targets_and_stays() -> None:
+    """Its width sets the predictor's output. What is exported and could be started from weights is the context encoder."""
+    method, batch = build(teacher="another run"), make_batch()
+    images, masks, predictions = parts_of(method, batch)
+    torch.manual_seed(1)
+    features = build_encoder(TEACHER)(images).patches
+    torch.testing.assert_close(method.probe(batch, HALFWAY).targets, layer_normed(at(features, masks)), rtol=1e-5, atol=1e-5)
+    assert predictions.shape == (*masks.targets.shape, 32)
+    before = {name: value.clone() for name, value in method.target_encoder.state_dict().items()}  # type: ignore[union-attr]
+    method(batch, HALFWAY).total.backward()
+    assert method.after_step(HALFWAY) == {} and method.remarks(20) == []
+    after = method.target_encoder.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(value.grad is None for value in method.target_encoder.parameters())  # type: ignore[union-attr]
+    assert method.exports()["encoder"].module is method.context_encoder and method.encoders().averaged is None
+    assert method.exports()["predictor"].extra["teacher"] == "another run"
+
+
+def test_positions_of_a_teacher_follow_the_size_of_the_images() -> None:
+    other = replace(TEACHER, image_size=(32, 32), positions="learned")
+    method, batch = build(other, teacher="another run", target_norm="position"), make_batch()
+    assert method.probe(batch, HALFWAY).targets.shape[-1] == 32  # type: ignore[union-attr]
+    method(batch, HALFWAY)
+    method.after_step(HALFWAY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 2}, r"method.teacher=another run does not fit: model.patch_size=4, but the teacher has patch_size=2"),
+        ({"pixel_std": (0.1, 0.2, 0.2)}, r"data.pixel_std=0.2 0.2 0.2, but the teacher has pixel_std=0.1 0.2 0.2"),
+        ({"depth": 2}, r"method.target_layers=1 3 of a target encoder with 2 blocks"),
+    ],
+)
+def test_teachers_that_cannot_teach(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(replace(TEACHER, **changes), **SWITCHES["teacher"])
+
+
 def test_the_mean_of_a_position_explains_nothing_after_standardization() -> None:
     """Targets that are positions and little else: their share of the variance falls from nearly all to nearly nothing."""
     method = build(**SWITCHES["position"])
@@ -220,6 +269,7 @@ GOLDEN = {
     "one_layer": [0.4654919, 0.4428676],
     "position": [0.4651835, 0.461393],
     "dyntanh": [0.0648542, 0.0605473],
+    "teacher": [0.4692687, 0.452958],
 }
 """Losses of each switch on a fixed batch at the first step and after one step of SGD, on a CPU in fp32."""
 
@@ -251,16 +301,29 @@ def test_a_stopped_run_ends_in_the_same_weights(
 ) -> None:
     """Bitwise, with every statistic of the targets; the monitor looks in between, and the costs of a step are counted."""
     config = small_config(images, tmp_path / "whole", total_steps=3)
-    config = replace(config, method=replace(config.method, **TOGETHER[name]))
+    changes = {key: str(tmp_path) if value == "TEACHER" else value for key, value in TOGETHER[name].items()}
+    config = replace(config, method=replace(config.method, **changes))
+    write_teacher(tmp_path, seed=1)
     assert train(config) is not None
     stopped = replace(config, run=replace(config.run, output=str(tmp_path / "stopped")))
     with monkeypatch.context() as patch:
         patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
         with pytest.raises(Interrupted, match="after step 1"):
             train(stopped)
+    if "teacher" in changes:
+        write_teacher(tmp_path, seed=2)
+        with pytest.raises(ValueError, match=r"method.teacher holds other weights than when the run began"):
+            train(stopped)
+        write_teacher(tmp_path, seed=1)
     assert train(stopped) is not None
     expected, found = (final_state(run) for run in (config, stopped))
     assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def write_teacher(folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    config = EncoderConfig(width=32, depth=3, heads=2, mlp_ratio=4, patch_size=4, image_size=(48, 48))
+    save_network(folder / "encoder", Export(config, build_encoder(config)))
 
 
 def final_state(config: RunConfig) -> dict[str, Tensor]:
@@ -286,6 +349,7 @@ def final_state(config: RunConfig) -> dict[str, Tensor]:
         ({"target_layers": (1, 1)}, r"method.target_layers=1 1 repeats a value"),
         ({"target_space": "pixels", "target_layers": (1,)}, r"method.target_layers=1 is for"),
         ({"target_norm": "position", "target_masking": "input"}, r"needs features of every position"),
+        ({"target_space": "pixels", "teacher": "a run"}, r"no target encoder, which method.teacher=a run is for"),
         ({"context_loss": 0.5, "target_masking": "input"}, r"method.context_loss=0.5 has no targets"),
         ({"position_momentum": 1.0}, "below 1"),
     ],

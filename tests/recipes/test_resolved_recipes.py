@@ -38,6 +38,7 @@ SINCE: dict[str, object] = {
     "method.dyntanh_alpha": 0.5,
     "method.target_masking": "output",
     "method.target_layers": (),
+    "method.teacher": None,
     "method.target_layers_join": "concatenated",
     "method.ema_memory": None,
     "optim.optimizer": "adamw",

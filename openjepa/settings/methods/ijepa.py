@@ -17,7 +17,7 @@ from openjepa.settings.fields import (
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
 from openjepa.settings.models import PredictorPasses
 
-OTHER_TARGETS = ("target_space", "target_masking", "target_layers", "target_layers_join")
+OTHER_TARGETS = ("target_space", "target_masking", "target_layers", "target_layers_join", "teacher")
 """Settings whose default gives the targets of the paper: one vector of the target encoder for each patch."""
 
 
@@ -76,6 +76,10 @@ class IJepaSettings(TeacherSettings):
     target_layers_join: Literal["concatenated", "averaged"] = "concatenated"
     """`concatenated`: all layers are predicted side by side, by a wider last Linear (Bootleg, V-JEPA 2.1). `averaged`: their
     mean is predicted (data2vec)."""
+    teacher: str | None = None
+    """Weights of another encoder, which gives the targets and stays as it is (SALT, arXiv 2509.24317): a run, an encoder's
+    folder, a file or a name on the Hub, as for `run.init`. It must have the same patch size and pixel normalization, and may be
+    of another size. There is then no moving average, and the context encoder is exported. None: the moving average."""
     contexts: Annotated[int, AT_LEAST_1] = 1
     """Contexts per image, each with target blocks of its own (paper: 1). The target encoder sees an image once for all of them,
     and an image is decoded and cropped once (data2vec 2.0, arXiv 2212.07525, section 3.2). `optim.batch_size` counts images."""
@@ -101,6 +105,14 @@ class IJepaSettings(TeacherSettings):
     def encodes_targets(self) -> bool:
         """True if targets come from a target encoder."""
         return self.target_space != "pixels"
+
+    def averages(self) -> bool:
+        """True if there is a moving average of the context encoder."""
+        return self.encodes_targets() and self.teacher is None
+
+    def frozen_teacher(self) -> str | None:
+        """The weights of the target encoder, if it stays as it is."""
+        return self.teacher
 
     def other_targets(self) -> dict[str, object]:
         """The settings that make targets unlike those of the paper, by name. A predictor's config.json holds them."""

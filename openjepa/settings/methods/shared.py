@@ -69,6 +69,10 @@ class MethodSettings:
     name: str
     """Method that trains the encoder."""
 
+    def frozen_teacher(self) -> str | None:
+        """Weights of another encoder that the method needs and never changes: a path or a name. None: it needs none."""
+        return None
+
     @classmethod
     def fitting_masks(cls) -> list[str]:
         """The mask strategies that the method can work with."""

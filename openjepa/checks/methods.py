@@ -43,7 +43,7 @@ def method_checks(config: RunConfig) -> Checks:
 def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
     """The checks of I-JEPA's predictor, targets and contexts."""
     predictor = _network_checks("predictor", method.predictor_heads, method.predictor_width, config)
-    targets = [partial(check, method) for check in (_check_pixels, _check_ramps, _check_input_masking)]
+    targets = [partial(check, method) for check in (_check_pixels, _check_context_loss, _check_ramps, _check_input_masking)]
     if method.teacher is None:
         targets.append(partial(check_target_layers, method.target_layers, config.model.shape().depth))
     return [*predictor, *targets, partial(_check_contexts, method, config.masks)]
@@ -106,6 +106,15 @@ def _check_pixels(method: IJepaSettings) -> None:
         raise Refusal(
             f"method.target_space={method.target_space} has no target encoder, which {found} is for: leave it out, or use "
             "method.target_space=features"
+        )
+
+
+def _check_context_loss(method: IJepaSettings) -> None:
+    """Raises Refusal if there is a loss on context tokens that the predictor does not compute."""
+    if method.context_loss and method.predictor_pass == "cross":
+        raise Refusal(
+            f"method.context_loss={method.context_loss:g} needs a predictor that computes context tokens, and with "
+            "method.predictor_pass=cross they only give keys and values: set method.predictor_pass=joint"
         )
 
 

@@ -48,6 +48,9 @@ class Predictor(nn.Module):
     alone. It is computed once, so the pass is cheaper. A joint pass equals a joint pass over each block alone. But it
     is another network than `separate`: there the context depends on the block, so nothing that computes it once can be equal.
 
+    With `cross`, mask tokens attend to the embedded context alone, not to one another. No block changes the context, and only
+    mask tokens pass through the MLPs (CrossMAE, arXiv 2401.14391; CAPI, arXiv 2502.08769). Each token is predicted by itself.
+
     With `position_noise`, a mask token is A n + position + m (StoP, arXiv 2308.00566): n is drawn for each token in each step,
     m is the learned token, and A is the matrix of `embed`, which also projects the context (A s + b + position). The paper ties
     the two, so that A = 0, which would remove the noise, would remove the context too. The context gets no noise.
@@ -89,6 +92,10 @@ class Predictor(nn.Module):
         """
         length = target_idx.shape[2]
         seen, asked = self._embedded(context, context_idx, target_idx, grid or self.config.grid)
+        if self.config.passes == "cross":
+            assert not with_context, "the context only gives keys and values"
+            predictions = self.proj(self.norm(self._crossed(seen, asked, context_valid))).float()
+            return predictions.view(*target_idx.shape, -1)  # type: ignore[no-any-return]
         x, bias = (_in_one_pass if self.config.passes == "joint" else _in_separate_passes)(seen, asked, context_valid)
         for block in self.blocks[:-1]:
             x = block(x, bias)
@@ -100,6 +107,17 @@ class Predictor(nn.Module):
             return outputs.reshape(*target_idx.shape, -1)  # type: ignore[no-any-return]
         of_context, of_targets = outputs.split([context.shape[1], outputs.shape[2] - context.shape[1]], dim=2)
         return of_targets.reshape(len(context), -1, length, outputs.shape[3]), of_context
+
+    def _crossed(
+        self, seen: Float[Tensor, "B K P"], asked: Float[Tensor, "B M T P"], valid: Bool[Tensor, "B K"] | None
+    ) -> Float[Tensor, "B MT P"]:
+        """The mask tokens after all blocks, in which they attend to the embedded context alone."""
+        tokens = asked.flatten(1, 2)
+        keys = torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device) if valid is None else valid
+        bias = attention_bias(F.pad(keys, (0, tokens.shape[1]), value=False), tokens.dtype)
+        for block in self.blocks:
+            tokens = block(torch.cat([seen, tokens], dim=1), bias, num_last=tokens.shape[1])
+        return tokens
 
     def _embedded(
         self,

@@ -25,7 +25,7 @@ from openjepa.settings.fields import (
 Size = Literal["test", "nano", "micro", "tiny", "small", "base", "large", "huge", "giant"]
 Initialization = Literal["released", "depth_scaled", "fan_in", "xavier"]
 Positions = Literal["sincos", "learned", "relative"]
-PredictorPasses = Literal["separate", "joint"]
+PredictorPasses = Literal["separate", "joint", "cross"]
 
 
 PATCH_SIZES = range(4, 17)
@@ -205,7 +205,7 @@ class PredictorConfig:
     output_width: Annotated[int | None, WIDTH] = None
     """Numbers that are predicted for a patch. None: the encoder's width."""
     passes: PredictorPasses = "separate"
-    """`separate`: a sequence for each target block; `joint`: one for all, see `IJepaSettings.predictor_pass`."""
+    """`separate`: a sequence for each target block; `joint` and `cross`: one for all, see `IJepaSettings.predictor_pass`."""
     position_noise: Annotated[float, NOT_NEGATIVE] = 0.0
     """Variance of the noise on the positions of mask tokens in training (see `IJepaSettings`). Other uses have none."""
 

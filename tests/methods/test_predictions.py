@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from openjepa.checks import check
 from openjepa.checks.methods import without_effect
 from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.masks.sampler import TokenShape
@@ -14,6 +15,7 @@ from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
 from openjepa.models.slots import ImageSlots
+from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.settings.fields import out_of_range
 from openjepa.settings.methods import IJepaSettings
@@ -60,6 +62,7 @@ def masks_of(batch: Batch) -> BlockMasks:
     [
         ({}, 0.6323153),
         ({"predictor_pass": "joint"}, 0.6246898),
+        ({"predictor_pass": "cross"}, 0.6320217),
         ({"position_noise": 0.25}, 0.6289984),
         ({"sampled_targets": 2}, 0.6327295),
         ({"context_loss": 0.5}, 0.9818755),
@@ -180,6 +183,9 @@ def test_the_weight_of_the_context_loss_rises_by_share_of_the_run() -> None:
 def test_what_cannot_work_is_refused_or_said() -> None:
     with pytest.raises(ValueError, match=r"method.sampled_targets=4 leaves nothing out .* at most 4 patches: use at most 3"):
         build(sampled_targets=4)
+    config = small_config(Path("images"), Path("runs"))
+    with pytest.raises(Refusal, match=r"method.context_loss=0.5 needs .* set method.predictor_pass=joint"):
+        check(replace(config, method=replace(config.method, predictor_pass="cross", context_loss=0.5)))
     wrong = {"position_noise": -0.1, "sampled_targets": 0, "context_loss": -1.0, "context_loss_warmup": (0.3, 0.1)}
     assert {name for name, _ in out_of_range(replace(SETTINGS, **wrong))} == set(wrong)
     (remark,) = without_effect(replace(SETTINGS, context_loss_warmup=(0.2, 0.4)))
@@ -187,7 +193,7 @@ def test_what_cannot_work_is_refused_or_said() -> None:
     assert without_effect(replace(SETTINGS, context_loss_warmup=(0.2, 0.4), context_loss=1.0)) == []
 
 
-@pytest.mark.parametrize("settings", [{"predictor_pass": "joint"}, ALL], ids=["joint", "all"])
+@pytest.mark.parametrize("settings", [{"predictor_pass": "cross"}, ALL], ids=["cross", "all"])
 def test_costs_are_counted(settings: dict[str, Any], tmp_path: Path) -> None:
     config = small_config(write_folder(tmp_path / "images", 16), tmp_path)
     separate, changed = config, replace(config, method=replace(config.method, **settings))

@@ -1,5 +1,6 @@
 """The predictor: blocks apart, positions, padding, heads, FLOPs."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from openjepa.models.predictor import Predictor, build_predictor
 from openjepa.models.slots import ImageSlots
-from openjepa.settings.models import PredictorConfig
+from openjepa.refusals import Refusal
+from openjepa.settings.models import SIZES, PredictorConfig, Shape
 
 CONFIG = PredictorConfig(encoder_width=16, width=12, depth=2, heads=3, grid=(3, 5))
 
@@ -21,7 +23,7 @@ def built(config: PredictorConfig) -> Predictor:
     return network
 
 
-@pytest.fixture(params=["separate", "joint"])
+@pytest.fixture(params=["separate", "joint", "cross"])
 def predictor(request: pytest.FixtureRequest) -> Predictor:
     return built(replace(CONFIG, passes=request.param))
 
@@ -74,6 +76,17 @@ def test_the_context_of_a_joint_pass_does_not_see_the_blocks(joint: Predictor) -
         _, moved = network(context, context_idx, (target_idx + 1) % 15, with_context=True)
         assert ((moved - of_context).abs().max().item() > 1e-3) is sees
     assert (joint(context, context_idx, target_idx) - separate(context, context_idx, target_idx)).abs().max() > 1e-3
+
+
+def test_in_cross_passes_a_token_sees_the_context_alone(predictor: Predictor) -> None:
+    """In the others, it also sees its block."""
+    context, context_idx, target_idx = inputs()
+    before = predictor(context, context_idx, target_idx)
+    changed = target_idx.clone()
+    changed[:, :, 1] = (changed[:, :, 1] + 1) % 15
+    moved = (predictor(context, context_idx, changed) - before).abs().amax(dim=(0, 1, 3))
+    assert moved[1] > 1e-3 and (moved[0].item() < 1e-5) is (predictor.config.passes == "cross")
+    assert (predictor(context + 1, context_idx, target_idx) - before).abs().max() > 1e-3
 
 
 def test_noise_moves_mask_tokens_in_training_alone_with_the_covariance_of_the_paper() -> None:
@@ -140,6 +153,19 @@ def test_heads_that_do_not_divide() -> None:
         build_predictor(replace(CONFIG, heads=5))
     with pytest.raises(ValueError, match="predictor depth 0 is too small"):
         build_predictor(replace(CONFIG, depth=0))
+
+
+@pytest.mark.parametrize("shape", {shape.heads: shape for shape in SIZES.values()}.values(), ids=str)
+def test_widths_of_the_paper_at_every_number_of_heads(shape: Shape) -> None:
+    """Table 14: 384 and 1024. Heads that do not divide are refused with some that do."""
+    for width in (384, 1024):
+        config = PredictorConfig(encoder_width=shape.width, width=width, depth=1, heads=shape.heads, grid=(4, 4))
+        with torch.device("meta"):
+            if width % shape.heads:
+                with pytest.raises(Refusal, match=f"do not divide the width {width}; use one of") as refused:
+                    Predictor(config)
+                config = replace(config, heads=int(re.findall(r"\d+", str(refused.value))[-1]))
+            assert Predictor(config).embed.out_features == width
 
 
 def test_parameter_count_of_the_literature() -> None:

@@ -86,7 +86,8 @@ class IJepaSettings(TeacherSettings):
     predictor_pass: PredictorPasses = "separate"
     """`separate`: the predictor runs once for each target block, and context and block see one another (paper, code). `joint`:
     it runs once for all blocks. A block sees the context and itself, the context sees itself alone and is computed once. That
-    is cheaper, and another network (blocks kept apart as in the paper; one pass as in data2vec 2.0, arXiv 2212.07525)."""
+    is cheaper, and another network (blocks kept apart as in the paper; one pass as in data2vec 2.0, arXiv 2212.07525). `cross`:
+    mask tokens attend to the embedded context alone (CrossMAE, arXiv 2401.14391; CAPI, arXiv 2502.08769): cheaper still."""
     position_noise: Annotated[float, NOT_NEGATIVE] = 0.0
     """Variance of Gaussian noise on the position of each mask token in training (StoP, arXiv 2308.00566: 0.25). The noise has
     the encoder's width and goes through the matrix that projects the context, as in the paper. 0: none (I-JEPA)."""

@@ -46,7 +46,8 @@ def ijepa_checks(method: IJepaSettings, config: RunConfig) -> Checks:
     targets = [partial(check, method) for check in (_check_pixels, _check_context_loss, _check_ramps, _check_input_masking)]
     if method.teacher is None:
         targets.append(partial(check_target_layers, method.target_layers, config.model.shape().depth))
-    return [*predictor, *targets, partial(_check_contexts, method, config.masks)]
+    others = (partial(_check_contexts, method, config.masks), partial(_check_regularizer, method, config))
+    return [*predictor, *targets, *others]
 
 
 def mae_checks(method: MaeSettings, config: RunConfig) -> Checks:
@@ -150,6 +151,22 @@ def _check_input_masking(method: IJepaSettings) -> None:
         )
 
 
+def _check_regularizer(method: IJepaSettings, config: RunConfig) -> None:
+    if method.regularizer == "none":
+        return
+    if config.optim.batch_size == 1 or config.optim.microbatch_size == 1:
+        name = "batch_size" if config.optim.batch_size == 1 else "microbatch_size"
+        raise Refusal(
+            f"optim.{name}=1, but method.regularizer={method.regularizer} compares the images of a microbatch: set "
+            f"optim.{name} to at least 2, better to as many as fit"
+        )
+    if method.regularizer == "sigreg" and method.sigreg_points % 2 == 0:
+        raise Refusal(
+            f"method.sigreg_points={method.sigreg_points} has no point in the middle: use an odd number, such as "
+            f"{method.sigreg_points + 1}"
+        )
+
+
 def _check_average_layers(method: Data2VecSettings, config: RunConfig) -> None:
     depth = config.model.shape().depth
     if resolved(method.average_layers) > depth:
@@ -219,6 +236,17 @@ def _check_hue(jitter: tuple[float, float, float, float]) -> None:
         )
 
 
+def _without_regularizer(method: IJepaSettings) -> list[str]:
+    """Remarks on changed settings of regularizers that are not chosen."""
+    off = [f"{name}_" for name in ("vicreg", "sigreg") if name != method.regularizer]
+    off += ["regularizer_"] if method.regularizer == "none" else []
+    names = [name for name in vars(method) if name.startswith(tuple(off))]
+    changed = [name for name in names if getattr(method, name) != getattr(IJepaSettings, name)]
+    return [
+        f"method.{name}={getattr(method, name)} has no effect with method.regularizer={method.regularizer}" for name in changed
+    ]
+
+
 def without_effect(method: MethodSettings) -> list[str]:
     """Remarks on settings that were changed but have no effect because of another setting."""
     found = []
@@ -231,7 +259,7 @@ def without_effect(method: MethodSettings) -> list[str]:
         if method.shared_head and of_patches not in (method.outputs, IBotSettings.patch_outputs):
             found.append(f"method.patch_outputs={of_patches} has no effect with method.shared_head=True")
     if isinstance(method, IJepaSettings):
-        found += _without_effect_on_targets(method)
+        found += [*_without_effect_on_targets(method), *_without_regularizer(method)]
         warmup = method.context_loss_warmup
         if not method.context_loss and warmup != IJepaSettings.context_loss_warmup:
             found.append(f"method.context_loss_warmup={warmup[0]:g} {warmup[1]:g} has no effect with method.context_loss=0")

@@ -12,6 +12,7 @@ from torch.profiler import record_function
 
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
+from openjepa.methods.regularizers import build_regularizer
 from openjepa.methods.targets import WholeImages, frozen_teacher, target_spaces
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
@@ -56,6 +57,7 @@ class IJepa(Method):
         # a teacher that is never updated stays as it is
         self.target_encoder = EmaTeacher(frozen or self.context_encoder) if settings.encodes_targets() else None
         self.sampled_targets = SampledTargets(settings.sampled_targets, surroundings.shapes)
+        self.regularizer = build_regularizer(settings, self.encoder_config.width)
 
     def inputs(self) -> InputSpec:
         """One random crop with a context and target blocks, or with several of both."""
@@ -68,12 +70,18 @@ class IJepa(Method):
         targets = self.spaces.at(whole, asked.targets, progress)  # [R, M, T, W]
         self.spaces.collect(whole, progress)
         predicted = self._predictions(images, asked)
-        loss = self.spaces.distance(predicted.blocks, targets, progress)
-        if predicted.of_context is None:
+        loss = total = self.spaces.distance(predicted.blocks, targets, progress)
+        parts: dict[str, Tensor] = {}
+        if predicted.of_context is not None:
+            parts["context"] = self._context_loss(predicted.of_context, whole, masks, progress)
+            total = total + context_loss_weight(self.settings, progress) * parts["context"]
+        if self.regularizer is not None:
+            terms = self.regularizer(predicted.context, masks.context_valid, predicted.blocks, targets)
+            total = total + torch.stack([*terms.values()]).sum()
+            parts |= terms
+        if not parts:
             return LossOutput(total=loss)
-        of_context = self._context_loss(predicted.of_context, whole, masks, progress)
-        parts = {"targets": loss.detach(), "context": of_context.detach()}
-        return LossOutput(total=loss + context_loss_weight(self.settings, progress) * of_context, parts=parts)
+        return LossOutput(total, {name: part.detach() for name, part in {"targets": loss, **parts}.items()})
 
     def after_step(self, progress: Progress) -> Mapping[str, float]:
         """Moves statistics of targets, then the target encoder towards the context encoder, which was just updated."""
@@ -118,8 +126,8 @@ class IJepa(Method):
         return torch.stack(rows).view(len(images), -1, len(images)).mean(dim=1)  # over the contexts of an image
 
     def coupled_terms(self) -> tuple[CoupledTerm, ...]:
-        """There are none: the distance is a mean over images, which all have as many targets."""
-        return ()
+        """Those of the regularizer: the distance is a mean over images, which all have as many targets."""
+        return () if self.regularizer is None else self.regularizer.coupled_terms()
 
     def remarks(self, total_steps: int) -> list[str]:
         """A note if the target encoder, which is exported, hardly changes in a run of this length."""

@@ -45,6 +45,22 @@ def test_the_released_masks_have_one_context() -> None:
         check(replace(config, masks=MultiblockSettings(mode="official", min_keep=3)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "optim", "message"),
+    [
+        ({"regularizer": "vicreg"}, {"batch_size": 1}, r"optim.batch_size=1, .*regularizer=vicreg compares the images"),
+        ({"regularizer": "sigreg"}, {"microbatch_size": 1}, r"optim.microbatch_size=1, .*=sigreg compares .* at least 2"),
+        ({"regularizer": "sigreg", "sigreg_points": 16}, {}, r"method.sigreg_points=16 .* use an odd number, such as 17"),
+        ({"regularizer": "sigreg", "sigreg_slices": 0}, {}, r"method.sigreg_slices=0 must be at least 1"),
+        ({"regularizer_width": 0}, {}, r"method.regularizer_width=0 must be at least 1"),
+    ],
+)
+def test_regularizers_that_cannot_be(changes: dict[str, Any], optim: dict[str, int], message: str) -> None:
+    config = changed("ijepa", **changes)
+    with pytest.raises(ValueError, match=message):
+        check(replace(config, optim=replace(config.optim, **optim)))
+
+
 @pytest.mark.parametrize("name", ["dino", "ibot", "msn"])
 def test_methods_that_train_the_class_token_need_one(name: str) -> None:
     config = method_config(name, NOWHERE, NOWHERE)

@@ -43,6 +43,15 @@ SINCE: dict[str, object] = {
     "method.ema_memory": None,
     "optim.optimizer": "adamw",
     "optim.muon_momentum": 0.95,
+    "method.regularizer": "none",
+    "method.regularizer_width": None,
+    "method.vicreg_weight": 0.001,
+    "method.vicreg_variance": 25.0,
+    "method.vicreg_covariance": 1.0,
+    "method.vicreg_invariance": 25.0,
+    "method.sigreg_weight": 0.05,
+    "method.sigreg_slices": 1024,
+    "method.sigreg_points": 17,
 }
 """Settings that came later, with the value that changes nothing, which every recipe has."""
 GROUPS = ("method", "model", "masks", "data", "optim")

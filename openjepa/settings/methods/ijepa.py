@@ -13,6 +13,7 @@ from openjepa.settings.fields import (
     SMALLEST_FIRST,
     SWEPT,
     as_setting,
+    at_least,
 )
 from openjepa.settings.methods.shared import About, Heads, Paper, TeacherSettings
 from openjepa.settings.models import PredictorPasses
@@ -100,6 +101,27 @@ class IJepaSettings(TeacherSettings):
     context_loss_warmup: Annotated[tuple[float, float], SHARE, SMALLEST_FIRST] = (0.11, 0.22)
     """Shares of the run between which the weight of the context loss rises linearly from 0 (V-JEPA 2.1's code: steps 15,000
     to 30,000 of 135,000)."""
+    regularizer: Literal["none", "vicreg", "sigreg"] = "none"
+    """Terms that keep the pooled features of the contexts of a microbatch apart (of all processes). `vicreg`: variance,
+    covariance and invariance (C-JEPA, arXiv 2410.19560). `sigreg`: random projections should be Gaussian (LeJEPA, arXiv
+    2511.08544)."""
+    regularizer_width: Annotated[int | None, AT_LEAST_1] = None
+    """Width of two layers with batch normalization that project the pooled features first. None: no projection."""
+    vicreg_weight: Annotated[float, NOT_NEGATIVE] = 0.001
+    """Weight of all three terms of `vicreg` (C-JEPA: 0.001)."""
+    vicreg_variance: Annotated[float, NOT_NEGATIVE] = 25.0
+    """Factor of the variance term (VICReg, arXiv 2105.04906, and C-JEPA: 25)."""
+    vicreg_covariance: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Factor of the covariance term (VICReg and C-JEPA: 1)."""
+    vicreg_invariance: Annotated[float, NOT_NEGATIVE] = 25.0
+    """Factor of the squared distance between the means of predictions and of targets (VICReg and C-JEPA: 25). 0: only
+    variance and covariance."""
+    sigreg_weight: Annotated[float, NOT_NEGATIVE] = 0.05
+    """Weight of `sigreg` (LeJEPA: 0.05)."""
+    sigreg_slices: Annotated[int, AT_LEAST_1] = 1024
+    """Random directions per step (LeJEPA: 1024)."""
+    sigreg_points: Annotated[int, at_least(3)] = 17
+    """Points from -5 to 5 at which the characteristic functions are compared, an odd number (LeJEPA: 17)."""
     export_context_encoder: bool = False
     """Export the context encoder, too, beside the target encoder, which the paper evaluates."""
 

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from openjepa.checks.methods import without_effect
 from openjepa.engine import distributed
+from openjepa.masks.sampler import TokenShape
+from openjepa.methods.base import Surroundings
+from openjepa.methods.ijepa import IJepa
 from openjepa.methods.regularizers import (
     TERMS,
     PooledFeatures,
@@ -22,9 +25,27 @@ from openjepa.methods.regularizers import (
     pooled_patches,
     variance_and_covariance,
 )
+from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
+from openjepa.settings.models import ModelSettings
+from openjepa.types import Batch, BlockMasks, ViewSpec
 from tests.helpers.ranks import on_ranks
-from tests.methods.test_ijepa import SETTINGS, START, build, make_batch
+
+START = Progress(step=0, total_steps=100, steps_per_epoch=10)
+SETTINGS = IJepaSettings(predictor_width=24, predictor_depth=2)
+
+
+def build(settings: IJepaSettings = SETTINGS) -> IJepa:
+    torch.manual_seed(0)
+    model, view, shape = ModelSettings(size="test", patch_size=4), ViewSpec(size=(16, 20)), TokenShape(5, 4, 1.0, 3)
+    return IJepa(settings, Surroundings(model, view, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (shape,)))
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 4, 3, 16, 20, generator=generator)
+    order = torch.stack([torch.randperm(20, generator=generator) for _ in range(4)])
+    return Batch(torch.arange(4), {"image": images}, {"image": BlockMasks(order[:, :5], order[:, 5:17].view(4, 3, 4), (4, 5))})
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

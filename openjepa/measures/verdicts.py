@@ -117,8 +117,6 @@ class PositionStatistics:
 
 LEAST_BEYOND = 0.05
 """Share of what targets say beyond their position below which predictions count as predictions of the position."""
-MOST_EXPLAINED = 0.9
-"""Share of the targets' variance explained by positions above which targets count as positions."""
 
 
 @dataclass(frozen=True)
@@ -141,19 +139,14 @@ def judged_positions(history: Sequence[PositionStatistics]) -> PositionLook:
     if len(finite) < 3 or not _is_finite(history[-1]):
         return PositionLook(None, None)
     latest, before = finite[-1], finite[-2]
-    empty = [look.position_share > MOST_EXPLAINED for look in (before, latest)]
-    blind = [look.beyond_position < LEAST_BEYOND for look in (before, latest)]
-    if all(empty):
-        words = f"their position alone explains {latest.position_share:.0%} of the variance of the targets"
-    elif all(blind):
-        words = (
-            f"the cosine of a prediction with its own target ({latest.cosine_own:.3f}) is hardly larger than that with another "
-            f"image's target at the same place ({latest.cosine_other:.3f})"
-        )
-    else:
+    if any(look.beyond_position >= LEAST_BEYOND for look in (before, latest)):
         own, other = f"{latest.cosine_own:.2f}", f"{latest.cosine_other:.2f}"
         words = f"cosine {own} with their own target, {other} with another image's at the same place"
         return PositionLook(False, f"Predictions tell images apart: {words}.")
+    words = (
+        f"the cosine of a prediction with its own target ({latest.cosine_own:.3f}) is hardly larger than that with another "
+        f"image's target at the same place ({latest.cosine_other:.3f})"
+    )
     return PositionLook(True, f"The run predicts positions, not images: {words}.")
 
 

@@ -63,7 +63,7 @@ def test_the_cosines_are_those_of_each_prediction() -> None:
 
 START = PositionStatistics(0.18, -0.121, -0.120, 0.77)
 BLIND = PositionStatistics(0.18, 0.871, 0.871, 0.77)
-EMPTY = PositionStatistics(0.95, 0.99, 0.9, 0.9)
+EMPTY = PositionStatistics(0.95, 1.0, 1.0, 1.0)
 LEARNS = PositionStatistics(0.09, 0.93, 0.88, 0.83)
 NOT_FINITE = PositionStatistics(math.nan, math.nan, math.nan, math.nan)
 

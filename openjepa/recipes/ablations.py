@@ -27,6 +27,20 @@ class Share:
         return max(1, round(self.share * (shape.width if self.of == "width" else shape.depth)))
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Blocks of the encoder that are spread evenly from `after` of its depth to its last block."""
+
+    number: int
+    after: float = 0.0
+
+    def of_encoder(self, config: RunConfig) -> tuple[int, ...]:
+        """Their numbers, the first block is 1. Fewer than `number` if the encoder has fewer blocks there."""
+        depth = config.model.shape().depth
+        places = (self.after + (1 - self.after) * part / self.number for part in range(1, self.number + 1))
+        return tuple(sorted({max(1, round(depth * place)) for place in places}))
+
+
 Changes = Mapping[str, object]
 """Dotted names of settings, with their values. `masks.strategy` also sets the defaults of that strategy, and `method.name`
 makes the matched run of that method."""
@@ -124,6 +138,7 @@ ABLATIONS = {
         {
             BASE: Variant("target encoder's output", {}, 66.9),
             "pixels": Variant("pixels", {"method.target_space": "pixels"}, 40.7),
+            "pixels-first": Variant("pixels, then the output", {"method.target_space": "pixels_then_features"}),
         },
         common=MULTI_BLOCK,
         source=f"{I_JEPA}, Table 7: ViT-L/16, 500 and 800 epochs, linear probe with 1 % of the labels",
@@ -166,6 +181,16 @@ ABLATIONS = {
         common=MULTI_BLOCK,
         source=f"{I_JEPA}, Table 10: {_SHORT_BASE}",
     ),
+    "target-masking": Ablation(
+        "Targets masked at the target encoder's output or input",
+        "masked",
+        {
+            BASE: Variant("output", {}, 67.3),
+            "masked-input": Variant("input", {"method.target_masking": "input"}, 56.1),
+        },
+        common=MULTI_BLOCK,
+        source=f"{I_JEPA}, Table 11: ViT-H/16, 300 epochs, linear probe with 1 % of the labels",
+    ),
     "predictor-depth": Ablation(
         "Depth of the predictor",
         "blocks of the predictor, as a share of the encoder's",
@@ -199,6 +224,31 @@ ABLATIONS = {
         },
         common=MULTI_BLOCK,
         source=f"{I_JEPA}, Table 14: widths 384 and 1024 beside 1024 of ViT-L/16, 600 epochs, fine-tuned on 1 % of the labels",
+    ),
+    "contexts": Ablation(
+        "Contexts per image and pass of the target encoder",
+        "contexts",
+        {
+            BASE: Variant("1"),
+            "contexts-2": Variant("2", {"method.contexts": 2}),
+            "contexts-4": Variant("4", {"method.contexts": 4}),
+            "contexts-8": Variant("8", {"method.contexts": 8}),
+        },
+    ),
+    "target-layers": Ablation(
+        "Layers of the target encoder that are predicted",
+        "layers",
+        {
+            BASE: Variant("its output"),
+            "layers-4": Variant("4, concatenated", {"method.target_layers": Layers(4)}),
+            "layers-4-averaged": Variant(
+                "4, averaged", {"method.target_layers": Layers(4), "method.target_layers_join": "averaged"}
+            ),
+            "layers-upper-averaged": Variant(
+                "4 of the upper half, averaged",
+                {"method.target_layers": Layers(4, after=1 / 2), "method.target_layers_join": "averaged"},
+            ),
+        },
     ),
     "ema": Ablation(
         "Momentum of the target encoder",
@@ -263,5 +313,5 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
         group, _, setting = name.partition(".")
         if not isinstance(content.get(group), dict):
             raise Refusal(f"unknown setting {name}: write it with its group, e.g. optim.lr")
-        content[group][setting] = value.of_encoder(config) if isinstance(value, Share) else value
+        content[group][setting] = value.of_encoder(config) if isinstance(value, Share | Layers) else value
     return from_dict(RunConfig, content, CHOICES)

@@ -9,20 +9,23 @@ import pytest
 from openjepa.checks import check
 from openjepa.config import difference
 from openjepa.recipes import load_recipe
-from openjepa.recipes.ablations import ABLATIONS, BASE, Share, ablation_rows, parsed_changes, with_changes
+from openjepa.recipes.ablations import ABLATIONS, BASE, Layers, Share, ablation_rows, parsed_changes, with_changes
 from openjepa.refusals import Refusal
 from openjepa.settings.run import RunConfig
 
 NUM_ROWS = {
     "methods": 6,
     "masks": 5,
-    "target-space": 2,
+    "target-space": 3,
     "target-scale": 6,
     "context-scale": 4,
     "num-targets": 4,
+    "target-masking": 2,
     "predictor-depth": 2,
     "weight-decay": 2,
     "predictor-width": 2,
+    "contexts": 4,
+    "target-layers": 4,
     "ema": 4,
 }
 
@@ -35,7 +38,7 @@ def base_of(name: str, recipe: str | None = None) -> RunConfig:
 def test_all_are_there() -> None:
     assert {name: len(ablation.rows) for name, ablation in ABLATIONS.items()} == NUM_ROWS
     published = {name: len(ablation.published()) for name, ablation in ABLATIONS.items() if ablation.source}
-    assert published == {name: NUM_ROWS[name] - (name == "masks") for name in NUM_ROWS if name not in ("methods", "ema")}
+    assert sum(published.values()) == 28 and set(published) == set(NUM_ROWS) - {"methods", "contexts", "target-layers", "ema"}
 
 
 @pytest.mark.parametrize("recipe", ["cpu-32", "gpu-224"])
@@ -59,7 +62,7 @@ def test_a_row_means_the_same_in_every_ablation_with_the_same_base() -> None:
         for name, ablation in ABLATIONS.items()
         if ablation.source and BASE in ablation.rows
     ]
-    assert len(bases) == 5 and all(config == bases[0] for config in bases)
+    assert len(bases) == 6 and all(config == bases[0] for config in bases)
     rows = Counter(row for ablation in ABLATIONS.values() for row in ablation.rows if row != BASE)
     assert max(rows.values()) == 1
 
@@ -68,6 +71,9 @@ def test_settings_that_follow_the_encoder_are_shares_of_it() -> None:
     small, large = (ablation_rows("predictor-width", base_of("predictor-width", name)) for name in ("cpu-32", "ijepa-vitl16"))
     widths = [[config.method.predictor_width for config in rows.values()] for rows in (small, large)]  # type: ignore[attr-defined]
     assert widths == [[48, 128], [384, 1024]], "those of the paper beside ViT-L"
+    layers = [Layers(4), Layers(4, after=1 / 2), Layers(9)]
+    assert [item.of_encoder(load_recipe("gpu-224")) for item in layers[:2]] == [(3, 6, 9, 12), (8, 9, 10, 12)]
+    assert layers[2].of_encoder(base_of("masks")) == (1, 2, 3, 4)
     assert Share("depth", 1 / 9).of_encoder(base_of("masks")) == 1
 
 

@@ -15,7 +15,16 @@ from openjepa.commands.parsing.arguments import (
     unless_help,
 )
 from openjepa.recipes import load_recipe
-from openjepa.recipes.ablations import ABLATIONS, Changes, Share, ablation_named, ablation_rows, parsed_changes, with_changes
+from openjepa.recipes.ablations import (
+    ABLATIONS,
+    Changes,
+    Layers,
+    Share,
+    ablation_named,
+    ablation_rows,
+    parsed_changes,
+    with_changes,
+)
 from openjepa.refusals import Refusal
 from openjepa.settings.experiments import AblationSettings
 
@@ -59,7 +68,7 @@ def listed(name: str) -> str:
     common = [f"  all rows: {said(ablation.common)}"] if ablation.common else []
     source = [f"  published: {ablation.source}, in %"] if ablation.source else []
     rows = [
-        f"  {row:<24}{item.title:<25}{_number(item.published):>5}  {said(item.changes)}" for row, item in ablation.rows.items()
+        f"  {row:<24}{item.title:<30}{_number(item.published):>5}  {said(item.changes)}" for row, item in ablation.rows.items()
     ]
     rows = [row.rstrip() for row in rows]
     return "\n".join([f"{name}: {ablation.title} ({ablation.base})", *common, *source, *rows])
@@ -77,6 +86,8 @@ def _number(value: float | None) -> str:
 def _value(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
+    if isinstance(value, Layers):
+        return f"{value.number} spread over the blocks" + (f" after {value.after:g} of the depth" if value.after else "")
     return f"{value.share:g} of the encoder's {value.of}" if isinstance(value, Share) else str(value)
 
 

@@ -34,6 +34,7 @@ from openjepa.experiments.ablations.ablation_tables import (
 )
 from openjepa.recipes.ablations import ablation_named, ablation_rows
 from openjepa.records import Result, read_summary
+from openjepa.refusals import Refusal, needed_for
 from openjepa.settings.evaluation import EvaluationSettings
 from openjepa.settings.experiments import AblationSettings
 from openjepa.settings.protocols import PROTOCOLS
@@ -75,7 +76,19 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
             write_tables(output, settings.ablation)
     print_tables(output, settings.ablation)
     write_page(output, [run.name for run in runs])
+    try:
+        print(_picture(output, settings.ablation))
+    except Refusal as error:
+        print(f"note: no picture: {error}")
     return failed
+
+
+def _picture(output: Path, name: str) -> Path | None:
+    """Writes the picture of the ablation. Raises Refusal if a package of the report is missing."""
+    with needed_for("the picture"):
+        from openjepa.experiments.ablations.ablation_picture import write_picture
+
+        return write_picture(output, name)
 
 
 def _speeds(output: Path, base: RunConfig, settings: AblationSettings, rows: Mapping[str, RunConfig]) -> dict[str, Speed]:

@@ -43,8 +43,6 @@ WIDTH = 100
 """Width of a table in the terminal in characters. If the terminal is narrower, lines are folded and not cut."""
 COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
 COLUMNS = (*PROBES, "rank", *COSTS)
-JUDGED = ("linear", "k-NN")
-"""Columns whose differences to the first row are shown."""
 SHOWN = COLUMNS[:-1]
 """Columns that fit into `WIDTH` in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
@@ -250,8 +248,14 @@ def values_of(results: Sequence[RunResult], rows: Iterable[str], budget: str, co
 
 
 def compared(ablation: Ablation, results: Sequence[RunResult], budget: str) -> dict[str, Paired]:
-    """The rows of one table, compared seed by seed in each of the columns `JUDGED`."""
-    return {column: paired(values_of(results, ablation.rows, budget, column)) for column in JUDGED}
+    """The rows of one table, compared seed by seed in each probe on the run's own images.
+
+    If these have no classes, as scenes, in each probe on the scenes.
+    """
+    values = {column: values_of(results, ablation.rows, budget, column) for column in PROBES}
+    known = [column for column, found in values.items() if any(found.values())]
+    own = [column for column in known if PROBES[column].startswith("classification/")]
+    return {column: paired(values[column]) for column in own or known}
 
 
 def _compared(ablation: Ablation, results: Sequence[RunResult], budget: str) -> dict[str, Any]:
@@ -273,7 +277,7 @@ def difference_rows(ablation: Ablation, lines: Sequence[TableLine], found: Mappi
     """The table of differences to the first row: its heading, then its rows. Costs are relative to the first row."""
     with_published = bool(ablation.published())
     heading = [ablation.column, *(["published", "difference"] if with_published else [])]
-    heading += [word for column in JUDGED for word in (column, "difference")]
+    heading += [word for column in found for word in (column, "difference")]
     first = ablation.rows[ablation.first].published
     by_row = {line.row: line.means for line in lines}
     base = by_row.get(ablation.first, {})
@@ -284,7 +288,7 @@ def difference_rows(ablation: Ablation, lines: Sequence[TableLine], found: Mappi
         cells = [variant.title]
         if with_published:
             cells += _published_cells(variant.published, first)
-        for column in JUDGED:
+        for column in found:
             cells += _difference_cells(row, by_row[row].get(column), found[column], ablation.first)
         costs = ((base.get("images/s"), by_row[row].get("images/s")), (by_row[row].get("GFLOPs"), base.get("GFLOPs")))
         rows.append([*cells, *(f"{top / below:.2f}" if top and below else "-" for top, below in costs)])

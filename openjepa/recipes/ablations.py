@@ -256,6 +256,7 @@ ABLATIONS = {
         {
             BASE: Variant("1 - 100 / steps to 1"),
             "ema-paper": Variant("0.996 to 1 (paper)", {"method.ema_start": 0.996, "method.ema_end": 1.0}),
+            "ema-memory": Variant("1 - 10 / steps to 1", {"method.ema_memory": 0.1}),
             "ema-end-0.999": Variant("1 - 100 / steps to 0.999", {"method.ema_end": 0.999}),
             "ema-0.99": Variant("0.99", {"method.ema_start": 0.99, "method.ema_end": 0.99}),
         },

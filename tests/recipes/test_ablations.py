@@ -26,7 +26,7 @@ NUM_ROWS = {
     "predictor-width": 2,
     "contexts": 4,
     "target-layers": 4,
-    "ema": 4,
+    "ema": 5,
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
+from textwrap import wrap
 
 from markupsafe import Markup
 
@@ -13,10 +14,12 @@ from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report.svg import Scale, at, circle, path, words
 from openjepa.system.shared_files import whole_file
 
-LABELS, PANEL, GAP = 150, 130, 22
+LABELS, PANEL, GAP = 190, 130, 22
 """Widths of the column with the names of rows, of a panel, and of the space between two panels."""
-HEAD, ROW, FOOT = 62, 26, 46
-"""Heights above the rows, of a row, and below the rows."""
+HEAD, ROW, FOOT, LINE = 62, 26, 26, 15
+"""Heights above the rows, of a row, of the numbers below the rows, and of a line of text below these."""
+LETTER = 5.6
+"""Mean width of a letter of the text below."""
 MOST_TICKS = 4
 SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}"><style>{}</style>{}</svg>"""
@@ -61,13 +64,15 @@ def picture(ablation: Ablation, results: Sequence[RunResult], budget: str) -> st
     rows = [row for row in ablation.rows if any(row in panel.values for panel in panels if panel.kind == "ours")]
     published = ablation.published()
     rows.sort(key=lambda row: -published.get(row, -1.0))
-    width, height = LABELS + len(panels) * (PANEL + GAP), HEAD + ROW * len(rows) + FOOT
+    width, bottom = LABELS + len(panels) * (PANEL + GAP), HEAD + ROW * len(rows) + FOOT
     parts = [words("title", 8, 20, ablation.title), words("tick", 8, HEAD - 10, ablation.column)]
     parts += [words("row", 8, _middle(number) + 4, ablation.rows[row].title) for number, row in enumerate(rows)]
     for panel, left in zip(panels, count(LABELS, PANEL + GAP), strict=False):
         parts += _drawn(panel, rows, left)
-    below = f"{BUDGETS[budget]}, %. Small circles: seeds; dashed: untrained encoder."
-    parts.append(words("tick", 8, height - 8, f"{below} Published: {ablation.source}" if published else below))
+    below = f"{BUDGETS[budget]}, in %. Small circles: seeds. Dashed: the untrained encoder."
+    lines = wrap(f"{below} Published: {ablation.source}." if published else below, int((width - 16) / LETTER))
+    parts += [words("tick", 8, bottom + LINE * (number + 0.5), line) for number, line in enumerate(lines)]
+    height = bottom + LINE * (len(lines) + 0.5)
     label = f"{ablation.title}: {', '.join(panel.title for panel in panels)}"
     return str(Markup(SVG).format(width, height, width, label, Markup(STYLE), Markup("").join(parts)))
 

@@ -8,6 +8,12 @@ If there are several GPUs, B/16 and H/14 are also trained by one of them and by 
 if the time runs out. Tests and measurements run in processes of their own, which are ended when the time is up. Rates are also
 given as a share of the rate of a 4096-cubed bf16 matrix product timed in the same rounds. `--quick` runs
 the same code at toy sizes on any device. Exits with 2 if there is no GPU, and with 1 if the tests failed.
+
+    python benchmarks/gpu_suite.py --ablations ~/imagenet [--output FOLDER]
+
+trains the paper's Tables 6 to 10 at their real size instead: ViT-B/16 for 300 epochs (Table 7: ViT-L/16, 500 epochs), two
+seeds, probes with 1 % of the labels. Start it once for each GPU (CUDA_VISIBLE_DEVICES): the processes share the runs, and a
+stopped one goes on. This has not been run yet.
 """
 
 import argparse
@@ -87,6 +93,16 @@ SHARED = tuple(
     for strategy in STRATEGIES
 )
 QUICK_SHARED = tuple(SharedCase("cpu-32", strategy, 4, steps=6) for strategy in STRATEGIES)
+IMAGENET = 1_281_167
+"""Training images of ImageNet-1K."""
+REAL_TABLES = {
+    "masks": ("ijepa-vitb16", 300),
+    "target-scale": ("ijepa-vitb16", 300),
+    "context-scale": ("ijepa-vitb16", 300),
+    "num-targets": ("ijepa-vitb16", 300),
+    "target-space": ("ijepa-vitl16", 500),
+}
+"""Recipe and epochs of each ablation at its real size."""
 CASES = (Case("small", 16, 256, 6), Case("base", 16, 256, 6), Case("large", 16, 128, 12), Case("huge", 14, 64, 12))
 QUICK = (Case("test", 8, 8, 1, 24, 64),)
 
@@ -94,6 +110,8 @@ QUICK = (Case("test", 8, 8, 1, 24, 64),)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs everything; returns the exit code."""
     options = parse(argv)
+    if options.ablations is not None:
+        return max(subprocess.run(command, check=False).returncode for command in ablation_commands(options))
     cases = {case.name(compiled): (case, compiled) for case in (*CASES, *QUICK) for compiled in (False, True)}
     shared = {case.name: case for case in (*SHARED, *QUICK_SHARED)}
     if options.only in shared:
@@ -135,8 +153,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-tests", action="store_true", help="skip the GPU-marked tests")
     parser.add_argument("--quick", action="store_true", help="toy sizes on any device, to check the suite itself")
     parser.add_argument("--device", help="cuda, cuda:N, cpu or mps; default: cuda, with --quick the best there is")
+    parser.add_argument("--ablations", type=Path, help="folder of ImageNet: train the paper's Tables 6 to 10 instead")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one measurement, in this process; --output is then its file
     return parser.parse_args(argv)
+
+
+def ablation_commands(options: argparse.Namespace) -> list[list[str]]:
+    """The commands of the paper's Tables 6 to 10. Those with one recipe share a folder, and so the runs of equal rows."""
+    start, images = [sys.executable, "-m", "openjepa", "ablate"], ["--data.path", str(options.ablations), "--images"]
+    protocol = ["--seeds", "2", "--seconds", "none", "--scenes", "none", "--probe-images", "12811"]
+    commands = []
+    for name, (recipe, epochs) in REAL_TABLES.items():
+        output = str(options.output / "ablations" / recipe)
+        commands.append([*start, name, "--recipe", recipe, *images, str(epochs * IMAGENET), *protocol, "--output", output])
+    return commands
 
 
 def write(results: dict[str, Any], file: Path) -> None:

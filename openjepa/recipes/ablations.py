@@ -262,6 +262,15 @@ ABLATIONS = {
         },
         common={"method.ema_start": None, "method.ema_end": 1.0},
     ),
+    "regularizers": Ablation(
+        "Terms that keep the features of images apart",
+        "term",
+        {
+            BASE: Variant("none"),
+            "vicreg": Variant("VICReg (C-JEPA)", {"method.regularizer": "vicreg"}),
+            "sigreg": Variant("SIGReg (LeJEPA)", {"method.regularizer": "sigreg"}),
+        },
+    ),
 }
 """By name, in the order of the paper's tables. Those without published numbers go beyond the paper."""
 

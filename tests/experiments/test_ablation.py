@@ -227,6 +227,32 @@ def test_lengths_follow_the_speeds_and_schedules_the_lengths(base: RunConfig, se
     assert PlannedRun in {type(run) for run in same} and len({run.name for run in runs}) == len(runs)
 
 
+def test_a_run_in_epochs_keeps_the_share_of_its_warmup(settings: AblationSettings) -> None:
+    base = load_recipe("ijepa-vitb16")
+    with pytest.raises(ValueError, match="has its length in epochs, but runs are compared by images seen: give --images"):
+        base_config(base, replace(settings, images=None))
+    found = base_config(base, replace(settings, images=100 * base.optim.batch_size)).optim
+    assert found.total_steps == 100 and found.warmup_epochs is None
+    assert found.warmup_share == pytest.approx((base.optim.warmup_epochs or 0) / base.optim.epochs) != 0
+
+
+def test_all_rows_change_what_the_ablation_and_the_command_say(base: RunConfig, settings: AblationSettings) -> None:
+    settings = replace(settings, ablation="num-targets", set=("optim.lr=0.5", "masks.context_scale=[0.5, 1.0]"))
+    rows = ablation_rows("num-targets", base_config(base, settings)).values()
+    assert {config.optim.lr for config in rows} == {0.5}
+    found = [config.masks for config in rows]
+    assert [masks.num_targets for masks in found] == [4, 3, 2, 1]  # type: ignore[attr-defined]
+    assert {(masks.context_scale, masks.target_scale) for masks in found} == {((0.5, 1.0), (0.15, 0.2))}  # type: ignore[attr-defined]
+
+
+def test_the_list_names_every_row_with_its_settings_and_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ablate", "--list"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["targets-1", "1", "9.0", "masks.num_targets=1"] in lines
+    rows = {row for ablation in ABLATIONS.values() for row in ablation.rows}
+    assert rows <= {line[0] for line in lines if line}
+
+
 def test_rows_are_those_of_the_registry() -> None:
     config = load_recipe("cpu-32")
     for name, ablation in ABLATIONS.items():

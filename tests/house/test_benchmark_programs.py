@@ -95,3 +95,25 @@ def test_a_process_that_does_not_end_is_ended_with_all_it_started(tmp_path: Path
     time.sleep(0.5)
     assert log.stat().st_size == printed > 0
     assert run_limited([sys.executable, "-c", "raise SystemExit(3)"], 60, tmp_path / "log") == 3
+
+
+def test_the_real_tables_are_ablations_that_can_start() -> None:
+    from benchmarks import gpu_suite
+    from openjepa.checks import check
+    from openjepa.commands.parsing.arguments import parse
+    from openjepa.experiments.ablations.ablation_lengths import base_config
+    from openjepa.recipes import load_recipe
+    from openjepa.recipes.ablations import ABLATIONS, ablation_rows
+    from openjepa.settings.experiments import AblationSettings
+
+    commands = gpu_suite.ablation_commands(gpu_suite.parse(["--ablations", str(ROOT)]))
+    assert len(commands) == 5
+    for command in commands:
+        recipe = load_recipe(command[command.index("--recipe") + 1])
+        start = AblationSettings(data=recipe.data, model=recipe.model)
+        settings = parse(AblationSettings, command[4:], "openjepa ablate", "", start)
+        assert "I-JEPA (arXiv 2301.08243), Table" in ABLATIONS[settings.ablation].source
+        base = base_config(recipe, settings)
+        assert base.optim.total_steps == (settings.images or 0) // 2048 in (187_670, 312_784)
+        for row in ablation_rows(settings.ablation, base).values():
+            check(row)

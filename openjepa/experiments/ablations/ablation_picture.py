@@ -9,7 +9,7 @@ from textwrap import wrap
 
 from markupsafe import Markup
 
-from openjepa.experiments.ablations.ablation_tables import BUDGETS, PROBES, RunResult, read_results, tables, values_of
+from openjepa.experiments.ablations.ablation_tables import BUDGETS, PROBE_COLUMNS, RunResult, read_results, tables, values_of
 from openjepa.recipes.ablations import ABLATIONS, Ablation
 from openjepa.report.svg import Scale, at, circle, path, words
 from openjepa.system.shared_files import whole_file
@@ -34,7 +34,7 @@ svg { background: #16181c } text { fill: #ddd } .tick { fill: #999 } .grid { str
 
 
 @dataclass(frozen=True)
-class Panel:
+class NumberPanel:
     """One number of all rows."""
 
     title: str
@@ -77,16 +77,16 @@ def picture(ablation: Ablation, results: Sequence[RunResult], budget: str) -> st
     return str(Markup(SVG).format(width, height, width, label, Markup(STYLE), Markup("").join(parts)))
 
 
-def _panels(ablation: Ablation, results: Sequence[RunResult], budget: str) -> list[Panel]:
+def _panels(ablation: Ablation, results: Sequence[RunResult], budget: str) -> list[NumberPanel]:
     """The published numbers, if there are any, and each probe with numbers."""
     lines = {line.row: line.means for line in tables(results, ablation.rows)[budget]}
     published = {row: [value] for row, value in ablation.published().items() if row in lines}
-    found = [Panel("published", published, "published")] if published else []
-    for column in PROBES:
+    found = [NumberPanel("published", published, "published")] if published else []
+    for column in PROBE_COLUMNS:
         seeds = values_of(results, ablation.rows, budget, column)
         values = {row: list(by_seed.values()) for row, by_seed in seeds.items() if by_seed}
         if values:
-            found.append(Panel(column, values, "ours", lines.get("untrained", {}).get(column)))
+            found.append(NumberPanel(column, values, "ours", lines.get("untrained", {}).get(column)))
     return found
 
 
@@ -95,7 +95,7 @@ def _middle(number: int) -> float:
     return HEAD + ROW * (number + 0.5)
 
 
-def _drawn(panel: Panel, rows: Sequence[str], left: int) -> list[Markup]:
+def _drawn(panel: NumberPanel, rows: Sequence[str], left: int) -> list[Markup]:
     low, high = _limits(panel)
     scale, bottom = Scale(low, high, left + 6, left + PANEL - 6), HEAD + ROW * len(rows)
     parts = [words("column", left, HEAD - 10, panel.title)]
@@ -114,7 +114,7 @@ def _drawn(panel: Panel, rows: Sequence[str], left: int) -> list[Markup]:
     return parts
 
 
-def _limits(panel: Panel) -> tuple[float, float]:
+def _limits(panel: NumberPanel) -> tuple[float, float]:
     values = [value for found in panel.values.values() for value in found]
     values += [] if panel.untrained is None else [panel.untrained]
     margin = max(0.08 * (max(values) - min(values)), 0.25)

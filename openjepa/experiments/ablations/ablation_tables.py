@@ -35,14 +35,14 @@ PROTOCOLS_OF_ROWS = ("linear", "knn")
 """Protocols that every run is evaluated with, whichever are usual elsewhere: its tables hold only these."""
 TASKS_OF_ROWS = {"classification": "", "clevr_count": "Count ", "clevr_dist": "Dist "}
 """Task -> what its columns begin with."""
-PROBES = {
+PROBE_COLUMNS = {
     f"{words}{PROTOCOLS[name].metric}": f"{task}/{name}" for task, words in TASKS_OF_ROWS.items() for name in PROTOCOLS_OF_ROWS
 }
 """Name of the number in each column."""
 WIDTH = 100
 """Width of a table in the terminal in characters. If the terminal is narrower, lines are folded and not cut."""
 COSTS = ("images/s", "GFLOPs", "images", "step s", "total s")
-COLUMNS = (*PROBES, "rank", *COSTS)
+COLUMNS = (*PROBE_COLUMNS, "rank", *COSTS)
 SHOWN = COLUMNS[:-1]
 """Columns that fit into `WIDTH` in the terminal."""
 LEGEND = """linear and k-NN: accuracy in % on the run's own test images; Count and Dist: the same probes on scenes (objects, and
@@ -155,14 +155,16 @@ def _columns(result: RunResult) -> dict[str, float]:
 
 def _probe_columns(numbers: Numbers) -> dict[str, float]:
     """The accuracies in percent, and the rank."""
-    shares = {column: 100 * numbers[name] for column, name in PROBES.items() if name in numbers}
+    shares = {column: 100 * numbers[name] for column, name in PROBE_COLUMNS.items() if name in numbers}
     return shares | ({"rank": numbers["rank"]} if "rank" in numbers else {})
 
 
 def _line(row: str, runs: Sequence[Mapping[str, float]]) -> TableLine:
     values = {column: [run[column] for run in runs if column in run] for column in COLUMNS}
     means = {column: statistics.fmean(found) for column, found in values.items() if found}
-    spreads = {column: statistics.stdev(found) for column, found in values.items() if column in PROBES and len(found) > 1}
+    spreads = {
+        column: statistics.stdev(found) for column, found in values.items() if column in PROBE_COLUMNS and len(found) > 1
+    }
     return TableLine(row, len(runs), means, spreads)
 
 
@@ -181,7 +183,7 @@ def _cell(line: TableLine, column: str) -> str:
     if column not in line.means:
         return "-"
     value = line.means[column]
-    if column in PROBES:
+    if column in PROBE_COLUMNS:
         return f"{value:.1f}" + (_spread(line.spreads[column]) if column in line.spreads else "")
     if column == "images":
         return format_count(value)
@@ -252,9 +254,9 @@ def compared(ablation: Ablation, results: Sequence[RunResult], budget: str) -> d
 
     If these have no classes, as scenes, in each probe on the scenes.
     """
-    values = {column: values_of(results, ablation.rows, budget, column) for column in PROBES}
+    values = {column: values_of(results, ablation.rows, budget, column) for column in PROBE_COLUMNS}
     known = [column for column, found in values.items() if any(found.values())]
-    own = [column for column in known if PROBES[column].startswith("classification/")]
+    own = [column for column in known if PROBE_COLUMNS[column].startswith("classification/")]
     return {column: paired(values[column]) for column in own or known}
 
 

@@ -9,7 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-STREAMS = {"order": 1, "crop": 2, "mask": 3, "group": 4, "weights": 5, "step": 6, "subset": 7, "scene": 8, "color": 9}
+STREAMS = {
+    "order": 1,
+    "crop": 2,
+    "mask": 3,
+    "group": 4,
+    "weights": 5,
+    "step": 6,
+    "subset": 7,
+    "scene": 8,
+    "color": 9,
+    "directions": 10,
+}
 """Number of each purpose of a seed. A sample draws independent numbers for each purpose, such as its crop and its masks."""
 
 

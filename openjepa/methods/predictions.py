@@ -26,7 +26,7 @@ class SampledTargets(SlotDraws):
     """
 
     def __init__(self, number: int | None, shapes: Sequence[TokenShape]) -> None:
-        """`number`: patches per block; None: all. `shapes`: token counts of the masks. Raises Refusal if no block has more."""
+        """`number`: patches per block; None: all. `shapes`: all counts of the masks. Raises Refusal if no block has more."""
         super().__init__()
         self.number = number
         largest = max(shape.target for shape in shapes)
@@ -59,8 +59,8 @@ def context_loss_weight(settings: IJepaSettings, progress: Progress) -> float:
 def nearness(masks: BlockMasks) -> Float[Tensor, "R 1 K"]:
     """Weight of each context token in the loss: 1 / sqrt(d), d the distance to the nearest target patch (V-JEPA 2.1).
 
-    d is the Euclidean distance of patch centers in patches, at least 1. Padding gets 0, and the other tokens of the microbatch
-    as much more that a mean over all is one over these.
+    d is the Euclidean distance of patch centers in patches, at least 1. Padding gets 0, and the other tokens of its context as
+    much more that a mean over all is one over these: contexts of every size then count alike, in whatever microbatch they are.
     """
     columns = masks.grid[1]
     context, targets = masks.context[:, :, None], masks.targets.flatten(1)[:, None]  # [R, K, 1], [R, 1, M*T]
@@ -69,5 +69,5 @@ def nearness(masks: BlockMasks) -> Float[Tensor, "R 1 K"]:
     weights = nearest.float() ** -0.25
     if masks.context_valid is not None:
         valid = masks.context_valid.to(weights.dtype)
-        weights = weights * valid / valid.mean()
+        weights = weights * valid / valid.mean(dim=1, keepdim=True)
     return weights[:, None]

@@ -142,6 +142,9 @@ def test_near_tokens_count_more_and_padding_nothing() -> None:
     expected = torch.tensor([1.0, 2**-0.25, 2**-0.5, 0.0])
     torch.testing.assert_close(nearness(masks)[0, 0], expected * 4 / 3)
     torch.testing.assert_close(nearness(replace(masks, context_valid=None))[0, 0, :3], expected[:3])
+    both = replace(masks, context=context.expand(2, -1), targets=masks.targets.expand(2, -1, -1))
+    both = replace(both, context_valid=torch.tensor([[True, True, True, False], [True] * 4]))
+    torch.testing.assert_close(nearness(both)[:1], nearness(masks))  # the contexts beside it change nothing
 
 
 @pytest.mark.parametrize("passes", ["separate", "joint"])

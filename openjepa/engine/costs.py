@@ -40,9 +40,13 @@ class WeightUnit:
     is_trained: bool
     is_block: bool
 
-    def numbers(self, processes: int = 1) -> int:
-        """Number of weights that one process holds: rows of every tensor, rounded up, so that all processes hold as many."""
-        return sum(-(-shape[0] // processes) * math.prod(shape[1:]) if shape else 1 for shape in self.shapes)
+    def numbers(self, processes: int = 1, of_matrices: bool = False) -> int:
+        """Number of weights that one process holds: rows of every tensor, rounded up, so that all processes hold as many.
+
+        `of_matrices`: only those of tensors with two axes.
+        """
+        shapes = [shape for shape in self.shapes if len(shape) == 2] if of_matrices else self.shapes
+        return sum(-(-shape[0] // processes) * math.prod(shape[1:]) if shape else 1 for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,10 @@ def count_step(
     for weight, tally in found:
         for name, value in tally.flops.items():
             flops[name] = flops.get(name, 0.0) + weight * value / images
-    trained = {name for name, part in method.named_children() if any(value.requires_grad for value in part.parameters())}
-    step_flops = sum(value * (3 if name in trained or name == OTHER else 1) for name, value in flops.items())
+    weights = {name: [value.requires_grad for value in part.parameters()] for name, part in method.named_children()}
+    # a part without weights of its own has a backward, too
+    frozen = {name for name, are_trained in weights.items() if are_trained and not any(are_trained)}
+    step_flops = sum(value * (1 if name in frozen else 3) for name, value in flops.items())
     most = max((tally for _, tally in found), key=lambda tally: tally.bytes)
     block_flops = sum(weight * tally.blocks.flops / images for weight, tally in found)
     blocks = replace(most.blocks, flops=block_flops)
@@ -262,8 +268,9 @@ class _Counter:
         self._begun = self._total()
 
     def _leave(self, name: str, *_: object) -> None:
-        flops = self._tally.flops
-        flops[name] = flops.get(name, 0.0) + self._total() - self._begun
+        flops, more = self._tally.flops, self._total() - self._begun
+        if more > 0:  # a part may choose patches and multiply nothing
+            flops[name] = flops.get(name, 0.0) + more
 
     def _keep(self, value: Tensor) -> Tensor:
         """Counts a tensor that autograd saves, unless a tensor saved before shares its storage."""

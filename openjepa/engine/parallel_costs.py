@@ -11,6 +11,7 @@ import torch
 from openjepa.engine.costs import StepCosts, WeightUnit, stored_bytes
 from openjepa.engine.device import peak_memory
 from openjepa.engine.parallel import Strategy
+from openjepa.settings.run import Optimizers
 
 NUMBER_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one number, by precision."""
@@ -33,6 +34,7 @@ class Division:
     precision: str = "bf16"
     reduce_precision: str = "fp32"
     recompute: bool = False
+    optimizer: Optimizers = "adamw"
 
     @property
     def shares(self) -> int:
@@ -54,7 +56,7 @@ class MemoryParts:
     """Weights without gradients in fp32."""
     gradients: float
     moments: float
-    """AdamW's two moments in fp32."""
+    """AdamW's two moments in fp32, or the one of Muon."""
     copies: float
     """bf16 copies of weights that autocast keeps from the forward to the backward."""
     activations: float
@@ -77,7 +79,7 @@ def memory_parts(costs: StepCosts, division: Division, images: int, device: torc
         weights=4 * trained,
         target_encoder=4 * frozen,
         gradients=4 * trained + _whole_gradients(costs, division),
-        moments=8 * trained,
+        moments=4 * (2 * trained - by_muon(costs, division.shares, division.optimizer)),
         copies=_copies(costs, division),
         activations=share * kept,
         temporaries=share * one_block * (INSIDE_BLOCK + division.recompute) + _communicated(costs, division),
@@ -87,6 +89,14 @@ def memory_parts(costs: StepCosts, division: Division, images: int, device: torc
 def own_numbers(costs: StepCosts, processes: int, is_trained: bool) -> int:
     """Number of weights that one of `processes` holds if they are divided: the trained ones, or those without gradients."""
     return sum(unit.numbers(processes) for unit in costs.units if unit.is_trained == is_trained)
+
+
+def by_muon(costs: StepCosts, processes: int, optimizer: Optimizers) -> int:
+    """Number of weights that Muon moves, if they are divided over `processes`: matrices of trained blocks. AdamW alone: 0."""
+    if optimizer == "adamw":
+        return 0
+    blocks = (unit for unit in costs.units if unit.is_trained and unit.is_block)
+    return sum(unit.numbers(processes, of_matrices=True) for unit in blocks)
 
 
 def _whole_gradients(costs: StepCosts, division: Division) -> float:

@@ -17,7 +17,15 @@ from openjepa.data.datasets.benchmarks import BENCHMARKS
 from openjepa.data.source import open_splits
 from openjepa.engine.costs import StepCosts
 from openjepa.engine.parallel import Strategy, choose_strategy
-from openjepa.engine.parallel_costs import Division, MemoryParts, SentBytes, memory_parts, own_numbers, sent_bytes
+from openjepa.engine.parallel_costs import (
+    Division,
+    MemoryParts,
+    SentBytes,
+    by_muon,
+    memory_parts,
+    own_numbers,
+    sent_bytes,
+)
 from openjepa.experiments.gpu_table import GPUS, PAPER_SHARE, Gpu
 from openjepa.experiments.step_forecast import Machines, StepForecast, forecast_step
 from openjepa.masks import MASKS
@@ -203,7 +211,8 @@ def _planned(
     config: RunConfig, costs: StepCosts, gpu: Gpu, precision: str, mfu: float, images: int | None, steps: int, per_epoch: float
 ) -> WholeRun:
     trained, average = (own_numbers(costs, 1, is_trained) for is_trained in (True, False))
-    checkpoint = 12 * trained + 4 * average  # weights, average and moments in fp32
+    # weights, average and moments in fp32; Muon has one moment
+    checkpoint = 4 * (3 * trained + average - by_muon(costs, 1, config.optim.optimizer))
     every = config.system.keep_every
     kept = KEPT_CHECKPOINTS + (steps // every if every else 0)
     return WholeRun(
@@ -276,8 +285,8 @@ class _Planner:
         return None if largest is None else self._divided(machines.gpus, share // largest, strategy, recompute)
 
     def _divided(self, number: int, microbatches: int, strategy: Strategy, recompute: bool) -> Division:
-        reduced = self.config.parallel.reduce_precision
-        return Division(strategy, number, microbatches, self.run.precision, reduced, recompute)
+        reduced, optimizer = self.config.parallel.reduce_precision, self.config.optim.optimizer
+        return Division(strategy, number, microbatches, self.run.precision, reduced, recompute, optimizer)
 
     def _largest(
         self, config: RunConfig, number: int, strategy: Strategy, recompute: bool, most: float = math.inf

@@ -4,12 +4,15 @@ import math
 from dataclasses import dataclass
 
 from openjepa.engine.costs import StepCosts
-from openjepa.engine.parallel_costs import BUCKET_BYTES, Division, SentBytes, own_numbers, sent_bytes
+from openjepa.engine.parallel_costs import BUCKET_BYTES, Division, SentBytes, by_muon, own_numbers, sent_bytes
 from openjepa.experiments.gpu_table import COLLECTIVES, LINK_SECONDS, MEMORY, NETWORK_SECONDS, START_SECONDS, TREE_SECONDS, Gpu
 
 ADAMW_BYTES = 32
 """Bytes that an update moves for each trained weight: the norm reads the gradient, AdamW reads value, gradient and moments and
 writes all but the gradient."""
+MUON_BYTES = 92
+"""The same if Muon moves it. One after the other: norm 4, momentum 12, Nesterov's look-ahead 12, copy in bf16 6, in each of
+five iterations 8, decay 8 and the update 10."""
 AVERAGE_BYTES = 12
 """Bytes that the target encoder moves for each of its weights: its update reads both networks and writes one."""
 
@@ -56,7 +59,7 @@ class StepForecast:
 
     compute: float
     optimizer: float
-    """Norm, AdamW and the update of the target encoder, which wait for the GPU's memory."""
+    """Norm, AdamW and the update of the target encoder, which wait for the GPU's memory; Muon also for products."""
     communication: float
     """All communication, most of which goes on during `compute`."""
     waiting: float
@@ -81,11 +84,23 @@ def forecast_step(costs: StepCosts, division: Division, images: int, machines: M
     rate = mfu * machines.gpu.peak(division.precision)
     compute = images * (costs.step_flops + again) / rate
     trained, average = (own_numbers(costs, division.shares, is_trained) for is_trained in (True, False))
-    optimizer = (ADAMW_BYTES * trained + AVERAGE_BYTES * average) / (MEMORY * machines.gpu.memory_bandwidth)
+    muon = by_muon(costs, division.shares, division.optimizer)
+    moved = ADAMW_BYTES * (trained - muon) + MUON_BYTES * muon + AVERAGE_BYTES * average
+    products = muon_flops(costs) / (mfu * machines.gpu.peak("bf16")) if muon else 0.0
+    optimizer = moved / (MEMORY * machines.gpu.memory_bandwidth) + products
     communication = _communication(costs, division, machines)
     backward = costs.step_flops - sum(costs.flops.values()) + again
     overlapping = compute if division.strategy == "fsdp2" else images / division.microbatches * backward / rate
     return StepForecast(compute, optimizer, communication, max(0.0, communication - overlapping))
+
+
+def muon_flops(costs: StepCosts) -> float:
+    """FLOPs of Muon in a step: five iterations for each matrix of a trained block, each of X X^T, its square, and that times X.
+
+    Each GPU is taken to compute all matrices, as with DDP.
+    """
+    shapes = [shape for unit in costs.units if unit.is_trained and unit.is_block for shape in unit.shapes if len(shape) == 2]
+    return sum(5 * (4 * min(shape) * math.prod(shape) + 2 * min(shape) ** 3) for shape in shapes)
 
 
 def _communication(costs: StepCosts, division: Division, machines: Machines) -> float:

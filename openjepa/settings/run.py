@@ -10,6 +10,7 @@ from openjepa.settings.methods import METHODS, IJepaSettings, MethodSettings
 from openjepa.settings.models import ModelSettings
 from openjepa.settings.sources import SOURCES, DataSettings, FolderSettings
 
+Optimizers = Literal["adamw", "muon"]
 LIDAR_DRAWS = Range(2, math.inf, "at least 2, because LiDAR compares draws; or 0 for no LiDAR", also=(0,))
 
 
@@ -59,7 +60,7 @@ class OptimizationSettings:
     """AdamW's decay rate of the second moment."""
     eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW's epsilon."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizers = "adamw"
     """`muon`: Muon (K. Jordan 2024) moves the weight matrices of the transformer blocks, by as much as AdamW would (0.2 times
     the root of the longer side, arXiv 2502.16982), so that rates and decay are shared. AdamW moves all else."""
     muon_momentum: Annotated[float, SHARE_BELOW_1] = 0.95

@@ -11,10 +11,10 @@ import torch
 from openjepa.cli import main
 from openjepa.engine.costs import StepCosts, WeightUnit
 from openjepa.engine.parallel_costs import Division, SentBytes, memory_parts, sent_bytes
-from openjepa.experiments.gpu_table import COLLECTIVES, GPUS, LINK_SECONDS, NETWORK_SECONDS, START_SECONDS
+from openjepa.experiments.gpu_table import COLLECTIVES, GPUS, LINK_SECONDS, MEMORY, NETWORK_SECONDS, START_SECONDS
 from openjepa.experiments.plan_tables import print_run_plan
 from openjepa.experiments.run_plan import make_run_plan
-from openjepa.experiments.step_forecast import Machines, forecast_step
+from openjepa.experiments.step_forecast import Machines, forecast_step, muon_flops
 from openjepa.models.vit import build_encoder
 from openjepa.recipes import load_recipe
 from openjepa.settings.experiments import PlanSettings
@@ -47,6 +47,19 @@ def test_memory_of_the_two_strategies() -> None:
     assert fsdp2.copies == 60 and fsdp2.temporaries == 640 * (3 * 2 + 4), "two gathered blocks, a gradient, and one on its way"
     accumulating = memory_parts(COSTS, Division("fsdp2", 4, microbatches=2, reduce_precision="bf16"), 16, CUDA)
     assert accumulating.gradients == fsdp2.gradients + 2 * 1310
+
+
+def test_muon_has_one_moment_and_products() -> None:
+    """For the two trained matrices of blocks, of 640 weights each."""
+    memory = [memory_parts(COSTS, Division("ddp", 4, optimizer=name), 16, CUDA) for name in ("adamw", "muon")]
+    assert memory[0].moments - memory[1].moments == 4 * 1280
+    divided = memory_parts(COSTS, Division("fsdp2", 4, optimizer="muon"), 16, CUDA)
+    assert divided.moments == 4 * (160 + 160 + 2 * 8)
+    assert muon_flops(COSTS) == 2 * 5 * (2 * 2 * 10 * 10 * 64 + 2 * 10**3), "X X^T, B X, and A A"
+    step = forecast_step(COSTS, Division("ddp", 8, optimizer="muon"), 32, machines(8), mfu=0.5)
+    moved = 32 * 30 + 92 * 1280 + 12 * 640
+    products = muon_flops(COSTS) / (0.5 * H100.peak("bf16"))
+    assert step.optimizer == pytest.approx(moved / (MEMORY * H100.memory_bandwidth) + products)
 
 
 def test_bytes_of_rings() -> None:

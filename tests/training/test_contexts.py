@@ -40,17 +40,25 @@ def test_microbatches_have_the_losses_of_the_whole_batch(images: Path, left_alon
         assert all(first["loss"] == pytest.approx(second["loss"], abs=1e-5) for first, second in pairs)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stop_and_workers_change_no_weight(
-    images: Path, left_alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, images: Path, left_alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_in(tmp_path, images)
+    whole, config = left_alone, config_in(tmp_path / "stopped", images, optimizer=optimizer)
+    if optimizer == "muon":
+        found = train(config_in(tmp_path, images, optimizer=optimizer))
+        assert found is not None
+        whole = found
     with monkeypatch.context() as patch:
         patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
         with pytest.raises(Interrupted):
             train(config)
     run = train(replace(config, system=replace(config.system, workers=1)))
     assert run is not None
-    assert all(torch.equal(weights(left_alone)[name], value) for name, value in weights(run).items())
+    assert all(torch.equal(weights(whole)[name], value) for name, value in weights(run).items())
+    assert (optimizer == "muon") is any(
+        not torch.equal(weights(left_alone)[name], value) for name, value in weights(run).items()
+    )
 
 
 def test_contexts_are_told_and_looks_stay_comparable(

@@ -261,7 +261,12 @@ def _trivial(outputs: list[ProbeOutput]) -> dict[str, float]:
 
 
 def _position_statistics(outputs: list[ProbeOutput]) -> PositionStatistics | None:
-    """What positions alone predict, and what predictions say beyond it. None if the method does not predict at positions."""
+    """What positions alone predict, and what predictions say beyond it.
+
+    None if the method does not predict at positions, or if microbatches of one image have no other image to compare with.
+    """
+    if any(len(output.features) == 1 for output in outputs):
+        return None
     names = ("predictions", "targets", "other_targets", "target_positions")
     parts = [[getattr(output, name) for output in outputs] for name in names]
     if any(part is None for found in parts for part in found):

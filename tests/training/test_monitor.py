@@ -23,7 +23,7 @@ from openjepa.schedules import Progress
 from openjepa.seeds import derive, derive_samples
 from openjepa.settings.run import MonitorSettings, RunConfig
 from openjepa.training.loop import train
-from openjepa.training.monitor import Monitor, _trivial
+from openjepa.training.monitor import Monitor, _position_statistics, _trivial
 from openjepa.training.startup import build_method, default_view
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import lines, small_config
@@ -107,6 +107,13 @@ def test_positions_are_measured_over_the_whole_probe_batch(build: Build) -> None
     for name, value in asdict(expected).items():
         assert monitor.latest[name] == pytest.approx(value, abs=1e-5)
     assert monitor.latest["cosine_gap"] == pytest.approx(expected.gap, abs=1e-5) and len(outputs) == 2
+
+
+def test_an_image_alone_is_not_compared_with_itself() -> None:
+    rows, places = torch.randn(1, 2, 3, 4), torch.arange(6).view(1, 2, 3)
+    alone = ProbeOutput(torch.zeros(1, 1), torch.zeros(()), rows, places, functional.mse_loss, rows, rows)
+    assert _position_statistics([alone]) is None
+    assert _position_statistics([replace(alone, features=torch.zeros(2, 1))]) is not None
 
 
 def test_a_predictor_that_sees_no_context_is_told_once(

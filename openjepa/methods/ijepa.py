@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.profiler import record_function
 
+from openjepa.engine.run_folder import weights_name
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
 from openjepa.methods.regularizers import build_regularizer
@@ -76,7 +77,8 @@ class IJepa(Method):
             parts["context"] = self._context_loss(predicted.of_context, whole, masks, progress)
             total = total + context_loss_weight(self.settings, progress) * parts["context"]
         if self.regularizer is not None:
-            terms = self.regularizer(predicted.context, masks.context_valid, predicted.blocks, targets)
+            blocks = self.spaces.in_use(predicted.blocks, progress)
+            terms = self.regularizer(predicted.context, masks.context_valid, blocks, targets)
             total = total + torch.stack([*terms.values()]).sum()
             parts |= terms
         if not parts:
@@ -98,7 +100,8 @@ class IJepa(Method):
         distance = partial(self.spaces.distance, progress=progress)
         with self.looking():
             whole = self.spaces.whole(images, self.target_encoder)
-            targets, predictions = self.spaces.at(whole, masks.targets, progress), self._predictions(images, masks).blocks
+            targets = self.spaces.at(whole, masks.targets, progress)
+            predictions = self.spaces.in_use(self._predictions(images, masks).blocks, progress)
             of_an_image = len(masks.targets) // len(images)
             # of each image at the places of the image before it
             others = self.spaces.at(whole, masks.targets.roll(of_an_image, 0), progress).roll(-of_an_image, 0)
@@ -111,7 +114,8 @@ class IJepa(Method):
         """The predictor's outputs averaged over blocks and patches, without drop path."""
         images, masks = _images_and_masks(batch)
         with self.looking():
-            of_rows = self._predictions(images, masks).blocks.mean(dim=(1, 2))  # [R, W]
+            blocks = self.spaces.in_use(self._predictions(images, masks).blocks, progress)
+        of_rows = blocks.mean(dim=(1, 2))  # [R, W]
         return of_rows.view(len(images), -1, of_rows.shape[-1]).mean(dim=1)
 
     def energies(self, batch: Batch, progress: Progress) -> Float[Tensor, "B B"]:
@@ -146,6 +150,8 @@ class IJepa(Method):
         trained for: the distance, the normalization of targets, and other targets than those of the paper.
         """
         trained_for = {"loss": self.settings.loss, "target_norm": self.settings.target_norm, **self.settings.other_targets()}
+        if self.settings.teacher is not None:  # whoever gets the predictor need not see where the folders of this machine lie
+            trained_for["teacher"] = weights_name(self.settings.teacher)
         exported = self.context_encoder if self._average is None else self._average.network
         exports = {
             "encoder": Export(self.encoder_config, exported),

@@ -296,6 +296,13 @@ class TargetSpaces(nn.Module):
         ]
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
+    def in_use(self, predictions: Float[Tensor, "*lead W"], progress: Progress) -> Float[Tensor, "*lead W"]:
+        """The predictions, with zeros in a space that has no weight at this step, as `at` gives for targets."""
+        parts, weights = torch.split(predictions, self.widths, -1), [weight for _, weight in self._weighted(progress)]
+        if all(weights):
+            return predictions
+        return torch.cat([part if weight else torch.zeros_like(part) for part, weight in zip(parts, weights, strict=True)], -1)
+
     def distance(
         self,
         predictions: Float[Tensor, "*lead W"],

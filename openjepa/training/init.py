@@ -88,8 +88,10 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
 
     `given`: dotted names of the settings that were set for this run; they must not contradict the weights. `fresh`: a new run,
     even if one exists. A run that has a checkpoint takes the adapted settings from its config.yaml and does not read the
-    weights again. Raises Refusal if a given setting contradicts the weights, or if the weights cannot be read.
+    weights again. Raises Refusal if a given setting contradicts the weights, or if the weights cannot be read. The path of a
+    teacher that stays as it is becomes absolute.
     """
+    config = _with_teacher_found(config)
     if config.run.init is None:
         return config, None
     if not config.run.init:
@@ -100,6 +102,17 @@ def settled(config: RunConfig, given: Collection[str], fresh: bool) -> tuple[Run
     weights = read_weights(config.run)
     target = weights.target
     return following(config, target.config, target.predictor_config, given, weights.path), weights
+
+
+def _with_teacher_found(config: RunConfig) -> RunConfig:
+    """`config` with the absolute path of the weights that its method never changes. A name on the Hub stays as it is."""
+    name = config.method.frozen_teacher()
+    if name is None or hub_name(name) is not None:
+        return config
+    if not name:
+        raise Refusal("method.teacher is empty: name a run, an encoder folder, a file of weights or a model on the Hub")
+    place = os.path.abspath(Path(name).expanduser())  # noqa: PTH100  (resolve would follow links)
+    return replace(config, method=config.method.with_teacher_at(place))
 
 
 def _found(config: RunConfig, fresh: bool) -> tuple[RunConfig, RunConfig | None]:

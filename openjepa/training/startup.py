@@ -49,15 +49,13 @@ def default_view(data: DataSettings) -> ViewSpec:
     )
 
 
-def build_method(
-    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
-) -> Method:
+def build_method(config: RunConfig, view: ViewSpec, sampler: MaskSampler) -> Method:
     """Builds the untrained method of a run on the CPU. Its weights depend only on the settings and the seed.
 
-    `view`: the default view. `shapes`: the only token counts that will occur; None: all token counts of `sampler`.
+    `view`: the default view.
     """
     torch.manual_seed(derive("weights", config.run.seed))
-    return _built(config.method, _surroundings(config, view, sampler, shapes))
+    return _built(config.method, _surroundings(config, view, sampler))
 
 
 def microbatch(config: RunConfig) -> int:
@@ -70,25 +68,41 @@ def division_of(config: RunConfig, device: torch.device, precision: str) -> Divi
     processes = distributed.world_size()
     strategy = choose_strategy(config.parallel, config.model.shape(), device.type, processes)
     microbatches = config.optim.batch_size // (microbatch(config) * processes)
-    return Division(strategy, processes, microbatches, precision, config.parallel.reduce_precision, config.run.recompute)
+    reduced, recompute = config.parallel.reduce_precision, config.run.recompute
+    return Division(strategy, processes, microbatches, precision, reduced, recompute, config.optim.optimizer)
 
 
 def step_costs(
     config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None = None
 ) -> StepCosts:
-    """Costs of a step of the method that `build_method` builds. They are counted on a copy without values."""
+    """Costs of a step of the method that `build_method` builds. They are counted on a copy without values.
+
+    `shapes`: the only token counts that occur. None: all token counts of `sampler`.
+    """
+    surroundings = _surroundings(config, view, sampler)
+    teacher = None if surroundings.teacher is None else surroundings.teacher.to("meta")  # its values need not be kept
     return _counted(
-        config.method, _surroundings(config, view, sampler, shapes), config.masks.kind, sampler.grid, microbatch(config)
+        config.method,
+        replace(surroundings, teacher=teacher),
+        config.masks.kind,
+        sampler.grid,
+        sampler.shapes() if shapes is None else shapes,
+        microbatch(config),
     )
 
 
 @lru_cache(maxsize=32)
 def _counted(
-    settings: MethodSettings, surroundings: Surroundings, kind: MaskKind, grid: tuple[int, int], images: int
+    settings: MethodSettings,
+    surroundings: Surroundings,
+    kind: MaskKind,
+    grid: tuple[int, int],
+    shapes: tuple[TokenShape, ...],
+    images: int,
 ) -> StepCosts:
     with torch.device("meta"):
         method = _built(settings, surroundings).to("meta")
-    return count_step(method, method.inputs(), kind, grid, surroundings.shapes, images)
+    return count_step(method, method.inputs(), kind, grid, shapes, images)
 
 
 def _built(settings: MethodSettings, surroundings: Surroundings) -> Method:
@@ -96,11 +110,9 @@ def _built(settings: MethodSettings, surroundings: Surroundings) -> Method:
     return method
 
 
-def _surroundings(
-    config: RunConfig, view: ViewSpec, sampler: MaskSampler, shapes: tuple[TokenShape, ...] | None
-) -> Surroundings:
-    data, shapes = config.data, sampler.shapes() if shapes is None else shapes
-    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, shapes, read_teacher(config.method))
+def _surroundings(config: RunConfig, view: ViewSpec, sampler: MaskSampler) -> Surroundings:
+    data, teacher = config.data, read_teacher(config.method)
+    return Surroundings(config.model, view, data.pixel_mean, data.pixel_std, sampler.shapes(), teacher)
 
 
 def read_teacher(settings: MethodSettings) -> VisionTransformer | None:
@@ -111,7 +123,9 @@ def read_teacher(settings: MethodSettings) -> VisionTransformer | None:
     try:
         return load_any(weights, WeightsChoice(predictor=False)).encoder
     except Refusal as error:
-        raise Refusal(f"method.teacher: {error}") from error
+        raise Refusal(
+            f"method.teacher: {error}. (A run that goes on needs it, too: its hash tells whether the run stays the same.)"
+        ) from error
 
 
 def begin_from_weights(method: Method, config: RunConfig, weights: StartingWeights | None, found: Path | None) -> Start | None:

@@ -100,7 +100,7 @@ class TimedStep:
             self.shape = replace(self.shape, probability=1.0)
             shapes = (self.shape,)
         self.costs = step_costs(config, self.view, self.sampler, shapes)
-        self.method: Method = build_method(config, self.view, self.sampler, shapes).to(self.device)
+        self.method: Method = build_method(config, self.view, self.sampler).to(self.device)
         prepare_blocks(self.method, config.run)
         self.optimizer = build_optimizer(self.method.named_parameters(), self.method.parameter_rules(), config.optim)
         set_rates(self.optimizer, config.optim.final_lr, config.optim.weight_decay)

@@ -20,6 +20,7 @@ from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, ModelSettings
 from openjepa.settings.run import RunConfig
 from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.training.init import settled
 from openjepa.training.loop import train
 from openjepa.types import Batch, BlockMasks, Export, ViewSpec
 from openjepa.weights.native import save_network
@@ -128,6 +129,21 @@ def test_features_without_weight_are_not_computed(monkeypatch: pytest.MonkeyPatc
     assert calls == [1]
 
 
+def test_predictions_in_a_space_without_weight_are_not_seen() -> None:
+    """By the looks, LiDAR and regularizers, for which targets are zeros there."""
+    crossing = {"target_space": "pixels_then_features", "regularizer": "vicreg"}
+    method, batch, early = build(**crossing), make_batch(), Progress(0, 100, 10)
+    width = method.encoder_config.width
+    look = method.probe(batch, early)
+    assert look.predictions is not None and not look.predictions[..., :width].any() and look.predictions[..., width:].all()
+    assert not method.predicted_features(batch, early)[:, :width].any()
+    method(batch, early).total.backward()
+    gradient = method.predictor.proj.weight.grad
+    assert gradient is not None and not gradient[:width].any() and gradient[width:].any()
+    late = method.probe(batch, Progress(30, 100, 10)).predictions
+    assert late is not None and late.all()
+
+
 def test_ramps_may_be_jumps() -> None:
     method = build(target_space="pixels_then_features", pixels_until=(0.3, 0.3), features_from=(0.2, 0.4))
     found = [[weight for _, weight in method.spaces._weighted(Progress(step, 100, 10))] for step in (20, 29, 30, 40)]
@@ -220,6 +236,8 @@ def test_a_teacher_from_elsewhere_gives_the_targets_and_stays() -> None:
     assert all(value.grad is None for value in method.target_encoder.parameters())  # type: ignore[union-attr]
     assert method.exports()["encoder"].module is method.context_encoder and method.encoders().averaged is None
     assert method.exports()["predictor"].extra["teacher"] == "another run"
+    elsewhere = build(teacher="/elsewhere/runs/another/encoder")
+    assert elsewhere.exports()["predictor"].extra["teacher"] == "another-encoder"
 
 
 def test_positions_of_a_teacher_follow_the_size_of_the_images() -> None:
@@ -318,6 +336,20 @@ def test_a_stopped_run_ends_in_the_same_weights(
     assert train(stopped) is not None
     expected, found = (final_state(run) for run in (config, stopped))
     assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def test_the_path_of_a_teacher_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path, tmp_path)
+
+    def found(teacher: str) -> str | None:
+        return settled(replace(config, method=replace(config.method, teacher=teacher)), (), False)[0].method.frozen_teacher()
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert found("owner/name") == str(tmp_path / "owner" / "name") and found("./gone") == str(tmp_path / "gone")
+    assert found("someone/model") == "someone/model", "a name on the Hub"
+    with pytest.raises(ValueError, match=r"method.teacher is empty"):
+        found("")
 
 
 def write_teacher(folder: Path, seed: int) -> None:

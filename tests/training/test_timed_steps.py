@@ -78,3 +78,11 @@ def test_a_dry_run_is_right_about_the_run(config: RunConfig, capsys: pytest.Capt
     (line,) = re.findall(r"^time .*", capsys.readouterr().out, re.MULTILINE)
     assert re.fullmatch(r"time       about \d+s of steps at [\d,]+ images/s \(timed: \d+ steps of 8 images\); .*", line)
     assert not Path(config.run.output).exists()
+
+
+def test_a_sample_of_targets_may_be_larger_than_the_usual_block(config: RunConfig) -> None:
+    """The blocks of some steps are larger than those of the step that is timed."""
+    masks = replace(config.masks, target_scale=(0.05, 0.4), target_aspect=(1.0, 1.0))
+    usual = TimedStep(replace(config, masks=masks)).shape.target
+    step = TimedStep(replace(config, masks=masks, method=replace(config.method, sampled_targets=usual)))
+    assert step.shape.target == usual and step.run().isfinite()

@@ -1,7 +1,7 @@
 """Settings of I-JEPA."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Self
 
 from openjepa.refusals import Refusal
 from openjepa.settings.fields import (
@@ -80,7 +80,8 @@ class IJepaSettings(TeacherSettings):
     teacher: str | None = None
     """Weights of another encoder, which gives the targets and stays as it is (SALT, arXiv 2509.24317): a run, an encoder's
     folder, a file or a name on the Hub, as for `run.init`. It must have the same patch size and pixel normalization, and may be
-    of another size. There is then no moving average, and the context encoder is exported. None: the moving average."""
+    of another size. There is then no moving average, and the context encoder is exported. A run that goes on reads it again,
+    to see that it is the same. None: the moving average."""
     contexts: Annotated[int, AT_LEAST_1] = 1
     """Contexts per image, each with target blocks of its own (paper: 1). The target encoder sees an image once for all of them,
     and an image is decoded and cropped once (data2vec 2.0, arXiv 2212.07525, section 3.2). `optim.batch_size` counts images."""
@@ -137,6 +138,10 @@ class IJepaSettings(TeacherSettings):
         """The weights of the target encoder, if it stays as it is."""
         return self.teacher
 
+    def with_teacher_at(self, place: str) -> Self:
+        """The same settings with the target encoder's weights at `place`."""
+        return replace(self, teacher=place)
+
     def other_targets(self) -> dict[str, object]:
         """The settings that make targets unlike those of the paper, by name. A predictor's config.json holds them."""
         found = {name: getattr(self, name) for name in OTHER_TARGETS}
@@ -144,7 +149,7 @@ class IJepaSettings(TeacherSettings):
 
 
 def check_target_layers(layers: tuple[int, ...], depth: int) -> None:
-    """Raises Refusal if a target encoder with `depth` blocks does not have all of `layers`."""
+    """Raises Refusal if a target encoder with `depth` blocks does not have all of `layers`, or if one is named twice."""
     if layers and max(layers) > depth:
         spread = " ".join(str(max(1, round(depth * part / 4))) for part in range(1, 5))
         raise Refusal(

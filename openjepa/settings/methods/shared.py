@@ -1,7 +1,7 @@
 """Settings that several methods share, and About, which describes a method in the terms of I-JEPA's section 2."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from openjepa.settings.fields import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_ABOVE_0, SMALLEST_FIRST
 from openjepa.settings.masks import MASKS, MaskKind
@@ -72,6 +72,10 @@ class MethodSettings:
     def frozen_teacher(self) -> str | None:
         """Weights of another encoder that the method needs and never changes: a path or a name. None: it needs none."""
         return None
+
+    def with_teacher_at(self, place: str) -> Self:
+        """The same settings, if `frozen_teacher` gives a name, with `place` as that name."""
+        raise NotImplementedError
 
     @classmethod
     def fitting_masks(cls) -> list[str]:

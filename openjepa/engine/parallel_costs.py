@@ -99,6 +99,17 @@ def by_muon(costs: StepCosts, processes: int, optimizer: Optimizers) -> int:
     return sum(unit.numbers(processes, of_matrices=True) for unit in blocks)
 
 
+def checkpoint_copy(costs: StepCosts, division: Division) -> float:
+    """Bytes of the copy in the memory of the CPU from which one process writes a checkpoint, held from the first save on.
+
+    Weights, target encoder and moments in fp32. FSDP2 copies what a process holds. DDP shares whole tensors out among the
+    processes, so that the shares differ by a few of them.
+    """
+    trained, frozen = (own_numbers(costs, division.shares, is_trained) for is_trained in (True, False))
+    muon = by_muon(costs, division.shares, division.optimizer)
+    return 4 * (3 * trained + frozen - muon) * division.shares / division.processes
+
+
 def _whole_gradients(costs: StepCosts, division: Division) -> float:
     """Gradients of all weights, which FSDP2 adds up over microbatches before it divides them."""
     if division.strategy != "fsdp2" or division.microbatches == 1:
@@ -171,11 +182,13 @@ class Estimate:
     flops_per_image: float
     """FLOPs of a training step, 2 per multiply-add."""
     memory_bytes: float
-    """All parts of `memory_parts`. On a CPU also the memory already in use. Without cached pixels."""
+    """All parts of `memory_parts`. Without cached pixels. On a CPU also a checkpoint's copy and what is in use already."""
+    checkpoint_copy: float
+    """Bytes of `checkpoint_copy`, in the memory of the CPU."""
 
 
 def estimate(costs: StepCosts, division: Division, images: int, device: torch.device) -> Estimate:
     """Estimates what one process needs. `images`: those of a microbatch."""
-    held = peak_memory(device) if device.type == "cpu" else 0
-    memory = memory_parts(costs, division, images, device).total()
-    return Estimate(own_numbers(costs, 1, is_trained=True), costs.step_flops, held + memory)
+    memory, copy = memory_parts(costs, division, images, device).total(), checkpoint_copy(costs, division)
+    held = peak_memory(device) + copy if device.type == "cpu" else 0
+    return Estimate(own_numbers(costs, 1, is_trained=True), costs.step_flops, held + memory, copy)

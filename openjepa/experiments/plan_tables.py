@@ -44,7 +44,7 @@ def print_run_plan(plan: RunPlan) -> None:
 
 
 def _about(run: WholeRun) -> list[str]:
-    forward = ", ".join(f"{name.replace('_', ' ')} {format_count(value)}" for name, value in run.flops.items())
+    forward = ", ".join(f"{name.replace('_', ' ')} {format_count(value)}" for name, value in run.flops.items() if value)
     images = "" if run.images is None else f", {run.epochs:.4g} epochs of {run.images:,} images"
     average = f", and {format_count(run.target_weights)} in the target encoder" if run.target_weights else ""
     return [
@@ -81,6 +81,13 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
                 ("reserved", lambda column: decimal(round(RESERVED * column.memory_limit))),
                 ("all", lambda column: decimal(round(column.memory_bytes))),
                 ("it has", lambda column: decimal(round(column.memory_limit))),
+            ],
+        ),
+        (
+            "main memory, copy of a checkpoint",
+            [
+                ("beside each GPU", lambda column: decimal(round(column.checkpoint_copy))),
+                ("on each node", lambda column: decimal(round(column.checkpoint_copy * column.gpus / column.nodes))),
             ],
         ),
         (

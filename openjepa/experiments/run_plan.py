@@ -22,6 +22,7 @@ from openjepa.engine.parallel_costs import (
     MemoryParts,
     SentBytes,
     by_muon,
+    checkpoint_copy,
     memory_parts,
     own_numbers,
     sent_bytes,
@@ -108,6 +109,8 @@ class GpuColumn:
     memory_bytes: float = 0.0
     """All parts of the memory, and what is reserved."""
     memory_limit: float = 0.0
+    checkpoint_copy: float = 0.0
+    """Bytes of main memory, beside each GPU, from which a checkpoint is written."""
     sent: SentBytes | None = None
     within_bytes: float = 0.0
     """Bytes that one GPU sends in a step to others of its node."""
@@ -324,6 +327,7 @@ class _Planner:
             memory=memory,
             memory_bytes=memory.total() + RESERVED * self.gpu.memory,
             memory_limit=self.gpu.memory,
+            checkpoint_copy=checkpoint_copy(self.costs, division),
             sent=sent,
             within_bytes=sent.total() * (1 - machines.crossing()),
             between_bytes=sent.total() * machines.crossing(),

@@ -291,7 +291,7 @@ def introduce(
         f"masks      {masks_line(config.masks.kind, sampler)}",
         f"training   {total_steps} steps of {config.optim.batch_size} images{times_contexts(costs.contexts)} "
         f"({format_count(images)} in all)",
-        f"estimate   {decimal(round(needs.memory_bytes))} of memory (roughly)",
+        f"estimate   {decimal(round(needs.memory_bytes))} of memory (roughly){_main_memory(needs, device)}",
         *(f"note: {remark}" for remark in remarks),
     ]
 
@@ -341,6 +341,13 @@ def masks_line(kind: MaskKind, sampler: MaskSampler) -> str:
     counts = "visible/masked patches" if kind == "tokens" else "context/target tokens"
     shapes = ", ".join(f"{shape.context}/{shape.target}" for shape in sampler.shapes()[:4])
     return f"{sampler.name} on {sampler.grid[0]}x{sampler.grid[1]} patches; {counts}: {shapes}"
+
+
+def _main_memory(needs: Estimate, device: torch.device) -> str:
+    """Words for what is held beside the memory of a GPU. Empty on a CPU, where it counts as memory of the device."""
+    if device.type == "cpu":
+        return ""
+    return f"; {decimal(round(needs.checkpoint_copy))} of main memory for the copy of a checkpoint"
 
 
 def _memory(needs: Estimate, microbatch: int, device: torch.device) -> list[str]:

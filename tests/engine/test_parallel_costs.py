@@ -2,14 +2,16 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from openjepa.engine.checkpoint import CheckpointWriter
 from openjepa.engine.optimizer import build_optimizer
 from openjepa.engine.parallel import Reduction, over_processes, prepare_blocks
-from openjepa.engine.parallel_costs import Division, memory_parts, own_numbers, sent_bytes
+from openjepa.engine.parallel_costs import Division, checkpoint_copy, memory_parts, own_numbers, sent_bytes
 from openjepa.methods.teachers import networks
 from openjepa.recipes import load_recipe
 from openjepa.schedules import Progress
@@ -17,6 +19,7 @@ from openjepa.settings.derived import resolve
 from openjepa.settings.run import ParallelSettings, RunConfig
 from openjepa.training.timed_steps import TimedStep
 from openjepa.types import Masks
+from tests.helpers.checkpoints import state_at
 from tests.helpers.held_memory import Ledger, own_bytes
 from tests.helpers.ranks import on_ranks
 
@@ -44,8 +47,19 @@ def tensors_of(masks: Masks) -> list[torch.Tensor]:
     return [value for value in vars(masks).values() if isinstance(value, torch.Tensor)]
 
 
-def measure(strategy: Any, recompute: bool) -> dict[str, float]:
-    """Bytes that one of two processes holds after the first forward of its last step, and sends in that step."""
+class WatchedWriter(CheckpointWriter):
+    """Counts the bytes of the copies from which checkpoints are written."""
+
+    copied = 0
+
+    def _staged(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        staged = super()._staged(tensors)
+        self.copied += own_bytes(value for value in staged.values() if isinstance(value, torch.Tensor))
+        return staged
+
+
+def measure(folder: Path, strategy: Any, recompute: bool) -> dict[str, float]:
+    """Bytes that one of two processes holds after the first forward of its last step, sends in that step, and saves from."""
     config, parallel = nano(recompute), ParallelSettings(strategy=strategy)
     step = TimedStep(config)
     method = step.method
@@ -67,6 +81,8 @@ def measure(strategy: Any, recompute: bool) -> dict[str, float]:
                 output.total.backward()
         optimizer.step()
         method.after_step(PROGRESS)
+    with WatchedWriter(folder / f"{strategy}{recompute}", method, optimizer) as writer:
+        writer.save(state_at(1))
     trained = [value for value in method.parameters() if value.requires_grad]
     moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
     return {
@@ -76,16 +92,17 @@ def measure(strategy: Any, recompute: bool) -> dict[str, float]:
         "target_encoder": own_bytes(value for value in method.parameters() if not value.requires_grad),
         "gradients": own_bytes(value.grad for value in trained if value.grad is not None),
         "moments": own_bytes(moments),
+        "checkpoint_copy": writer.copied,
     }
 
 
-def measure_all() -> dict[tuple[str, bool], dict[str, float]]:
-    return {case: measure(*case) for case in CASES}
+def measure_all(folder: Path) -> dict[tuple[str, bool], dict[str, float]]:
+    return {case: measure(folder, *case) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict[str, float]]:
-    return on_ranks(PROCESSES, tmp_path_factory.mktemp("ranks"), measure_all)[0]
+    return on_ranks(PROCESSES, tmp_path_factory.mktemp("ranks"), measure_all, tmp_path_factory.mktemp("saved"))[0]
 
 
 @pytest.mark.parametrize(("strategy", "recompute"), CASES)
@@ -102,3 +119,4 @@ def test_the_plan_is_what_two_processes_hold_and_send(
         assert found[part] == planned[part], part
     assert found["sent"] == sent_bytes(costs, division).total()
     assert found["activations"] == pytest.approx(planned["activations"], rel=0.1)
+    assert found["checkpoint_copy"] == pytest.approx(checkpoint_copy(costs, division), rel=0.01)

@@ -10,7 +10,7 @@ import torch
 
 from openjepa.cli import main
 from openjepa.engine.costs import StepCosts, WeightUnit
-from openjepa.engine.parallel_costs import Division, SentBytes, memory_parts, sent_bytes
+from openjepa.engine.parallel_costs import Division, SentBytes, checkpoint_copy, memory_parts, sent_bytes
 from openjepa.experiments.gpu_table import COLLECTIVES, GPUS, LINK_SECONDS, MEMORY, NETWORK_SECONDS, START_SECONDS
 from openjepa.experiments.plan_tables import print_run_plan
 from openjepa.experiments.run_plan import make_run_plan
@@ -47,6 +47,8 @@ def test_memory_of_the_two_strategies() -> None:
     assert fsdp2.copies == 60 and fsdp2.temporaries == 640 * (3 * 2 + 4), "two gathered blocks, a gradient, and one on its way"
     accumulating = memory_parts(COSTS, Division("fsdp2", 4, microbatches=2, reduce_precision="bf16"), 16, CUDA)
     assert accumulating.gradients == fsdp2.gradients + 2 * 1310
+    assert checkpoint_copy(COSTS, Division("ddp", 4)) == (12 * 1310 + 4 * 640) / 4
+    assert checkpoint_copy(COSTS, Division("fsdp2", 4)) == 12 * own + 640
 
 
 def test_muon_has_one_moment_and_products() -> None:
@@ -55,6 +57,7 @@ def test_muon_has_one_moment_and_products() -> None:
     assert memory[0].moments - memory[1].moments == 4 * 1280
     divided = memory_parts(COSTS, Division("fsdp2", 4, optimizer="muon"), 16, CUDA)
     assert divided.moments == 4 * (160 + 160 + 2 * 8)
+    assert checkpoint_copy(COSTS, Division("ddp", 4, optimizer="muon")) == (12 * 1310 + 4 * 640 - 4 * 1280) / 4
     assert muon_flops(COSTS) == 2 * 5 * (2 * 2 * 10 * 10 * 64 + 2 * 10**3), "X X^T, B X, and A A"
     step = forecast_step(COSTS, Division("ddp", 8, optimizer="muon"), 32, machines(8), mfu=0.5)
     moved = 32 * 30 + 92 * 1280 + 12 * 640

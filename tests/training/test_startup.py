@@ -106,7 +106,10 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
     monkeypatch.setattr(estimates, "peak_memory", lambda _: 1000)
     units = (WeightUnit(((9, 10), (9,)), is_trained=True, is_block=False),)
     costs = StepCosts({}, 2e9, kept_bytes=640, kept_scores=70, units=units)
-    for precision, bytes_per_weight in (("bf16", 18), ("fp32", 16)):  # value, gradient, two moments, and bf16 copies
+    for precision, bytes_per_weight in (
+        ("bf16", 30),
+        ("fp32", 28),
+    ):  # value, gradient, two moments, a checkpoint's copy, and bf16 copies
         division = estimates.Division("single", 1, precision=precision)
         needs = estimates.estimate(costs, division, 1, torch.device("cpu"))
         kept = {"fp32": 640, "bf16": 360 + 2 * 70}[precision]
@@ -115,6 +118,8 @@ def test_the_estimate_counts_weights_activations_and_what_the_process_holds(monk
             and needs.flops_per_image == 2e9
             and needs.trained_parameters == 99
         )
+        on_gpu = estimates.estimate(costs, division, 1, torch.device("cuda"))
+        assert on_gpu.memory_bytes <= needs.memory_bytes - 1000 - 12 * 99 and on_gpu.checkpoint_copy == 12 * 99
 
 
 def test_muon_without_bf16_products_is_remarked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +137,11 @@ def test_too_little_memory_is_remarked_and_less_than_half_of_it_refused(
     monkeypatch.setattr(startup, "memory_limit", lambda device: 1000)
     words = r"needs about .*B of memory and cpu has .*B: lower optim.microbatch_size \(now 8\)"
     for needed, is_short in ((1000.0, False), (2000.0, True)):
-        needs = estimates.Estimate(1, 1.0, needed)
+        needs = estimates.Estimate(1, 1.0, needed, 0.0)
         monkeypatch.setattr(startup, "estimate", lambda *_, needs=needs: needs)
         train(config, dry_run=True)
         assert bool(re.search(f"note: this run {words}", capsys.readouterr().out)) == is_short
-    monkeypatch.setattr(startup, "estimate", lambda *_: estimates.Estimate(1, 1.0, 2001.0))
+    monkeypatch.setattr(startup, "estimate", lambda *_: estimates.Estimate(1, 1.0, 2001.0, 0.0))
     with pytest.raises(ValueError, match=words):
         train(config, dry_run=True)
 

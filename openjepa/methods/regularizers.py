@@ -159,7 +159,7 @@ def epps_pulley(rows: Float[Tensor, "n D"], directions: Float[Tensor, "D S"], po
     EP = n * integral |phi_n(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, where phi_n(t) = 1/n sum_j exp(i t x_j), by the trapezoidal
     rule at `points` evenly spaced t from -5 to 5. Its mean over Gaussian samples of any size is 1.06. The integrand is even and
     `points` is odd, so that half of the points suffices. The text of the paper writes the weight as exp(-t^2/sigma^2) with
-    sigma 1, its algorithm 1 has the one used here.
+    sigma 1, its pseudocode has the one used here.
     """
     with _in_fp32(rows):
         projected = rows.float() @ directions  # [n, S]

@@ -98,6 +98,7 @@ def test_recipe_and_file_exclude_each_other(tmp_path: Path) -> None:
         (("cpu-64", "--data.pth", "x"), "unknown option --data.pth: did you mean '--data.path'"),
         (("cpu-64", "--optim.learning-rate=3"), "unknown option --optim.learning-rate: did you mean '--optim"),
         (("cpu-64", "--path", "x"), "unknown option --path: "),
+        (("mae-cpu-64", "--method.contexts", "4"), "unknown option --method.contexts: only for method.name=ijepa, not mae"),
         (("cpu-64", "photos"), "does not know what to do with 'photos'"),
         (
             ("cpu-64", "--model.class-token", "False"),

@@ -376,7 +376,10 @@ def final_state(config: RunConfig) -> dict[str, Tensor]:
             r"pixels_until=0.1 0.2 and method.features_from=0.25 0.45 leave steps without .* method.features_from=0.1 0.2",
         ),
         ({"pixels_until": (0.5, 0.2)}, "smallest first"),
-        ({"target_layers": (1, 3)}, r"method.target_layers=1 3 of a target encoder with 2 blocks: use numbers from 1 to 2"),
+        (
+            {"target_layers": (1, 3)},
+            r"method.target_layers=1 3 of a target encoder with 2 blocks: use numbers from 1 to 2, e.g. 1 2$",
+        ),
         ({"target_layers": (0, 1)}, r"method.target_layers=0 must be at least 1"),
         ({"target_layers": (1, 1)}, r"method.target_layers=1 1 repeats a value"),
         ({"target_space": "pixels", "target_layers": (1,)}, r"method.target_layers=1 is for"),

@@ -159,11 +159,22 @@ def parse(
     for item in unknown:
         if item.startswith("-"):
             name = item.split("=", maxsplit=1)[0]
-            raise Refusal(f"unknown option {name}: {nearest_names(name, option_names(default))} (see {prog} --help)")
+            advice = _of_another_choice(name, default) or nearest_names(name, option_names(default))
+            raise Refusal(f"unknown option {name}: {advice} (see {prog} --help)")
     if unknown:
         raise Refusal(f"{prog} does not know what to do with {unknown[0]!r}{_about_switches(unknown[0], argv, prog)}")
     check_ranges(options, said=as_option, groups=False)  # groups are checked where they are used
     return expand_home(options)
+
+
+def _of_another_choice(name: str, options: object) -> str:
+    """Which choices of a component have the setting `name`, if that of `options` lacks it: the end of a message, or nothing."""
+    component, _, setting = normalized(name).partition(".")
+    chosen, choice = getattr(options, component, None), CHOICES.get(component)
+    if choice is None or chosen is None:
+        return ""
+    owners = ", ".join(item for item, cls in choice.options.items() if setting in {part.name for part in fields(cls)})
+    return f"only for {component}.{choice.field}={owners}, not {getattr(chosen, choice.field)}" if owners else ""
 
 
 def _about_switches(item: str, argv: Sequence[str], prog: str) -> str:

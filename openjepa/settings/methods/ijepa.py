@@ -151,7 +151,7 @@ class IJepaSettings(TeacherSettings):
 def check_target_layers(layers: tuple[int, ...], depth: int) -> None:
     """Raises Refusal if a target encoder with `depth` blocks does not have all of `layers`, or if one is named twice."""
     if layers and max(layers) > depth:
-        spread = " ".join(str(max(1, round(depth * part / 4))) for part in range(1, 5))
+        spread = " ".join(map(str, sorted({max(1, round(depth * part / 4)) for part in range(1, 5)})))
         raise Refusal(
             f"{as_setting('method.target_layers', layers)} of a target encoder with {depth} blocks: use numbers from 1 to "
             f"{depth}, e.g. {spread}"

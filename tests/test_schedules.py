@@ -38,6 +38,12 @@ def test_weight_decay_counts_alike() -> None:
     assert values("from_zero", weight_decay) == values("inclusive", weight_decay) == [step / 10 for step in range(10)]
 
 
+def test_a_constant_weight_decay_keeps_the_value_of_the_start() -> None:
+    """The paper's Table 13 compares 0.05 with 0.04 to 0.4."""
+    optim = replace(OPTIM, weight_decay=0.05, weight_decay_schedule="constant")
+    assert [weight_decay(optim, Progress(step, 10, 5)) for step in (0, 5, 9)] == [0.05, 0.05, 0.05]
+
+
 def test_a_warmup_of_one_step_is_inclusive_too() -> None:
     optim = replace(OPTIM, warmup_steps=1, schedule_steps="inclusive", start_lr=0.5)
     assert learning_rate(optim, Progress(0, 10, 5)) == 0.5 and learning_rate(optim, Progress(1, 10, 5)) == 1.0

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from openjepa.engine.run_folder import weights_name
 from openjepa.methods.base import CoupledTerm, Encoders, Method, ProbeOutput, Surroundings
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
-from openjepa.methods.regularizers import build_regularizer
+from openjepa.methods.regularizers import Regularizer
 from openjepa.methods.targets import WholeImages, frozen_teacher, target_spaces
 from openjepa.methods.teachers import EmaTeacher, encoders_with_average, momenta, slow_teacher_remarks
 from openjepa.models.predictor import Predictor, build_predictor
@@ -58,7 +58,7 @@ class IJepa(Method):
         # a teacher that is never updated stays as it is
         self.target_encoder = EmaTeacher(frozen or self.context_encoder) if settings.encodes_targets() else None
         self.sampled_targets = SampledTargets(settings.sampled_targets, surroundings.shapes)
-        self.regularizer = build_regularizer(settings, self.encoder_config.width)
+        self.regularizer = None if settings.regularizer == "none" else Regularizer(settings, self.encoder_config.width)
 
     def inputs(self) -> InputSpec:
         """One random crop with a context and target blocks, or with several of both."""

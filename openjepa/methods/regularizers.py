@@ -70,11 +70,6 @@ class Regularizer(nn.Module):
         return (CoupledTerm(f"the regularizer {self.settings.regularizer}", synchronized=True),)
 
 
-def build_regularizer(settings: IJepaSettings, width: int) -> Regularizer | None:
-    """The regularizer that the settings ask for, with random weights. None if they ask for none."""
-    return None if settings.regularizer == "none" else Regularizer(settings, width)
-
-
 def pooled_patches(patches: Float[Tensor, "R K D"], valid: Bool[Tensor, "R K"] | None) -> Float[Tensor, "R D"]:
     """Mean over the patches of each row that are `valid`; over all if it is None."""
     if valid is None:

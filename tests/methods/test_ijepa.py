@@ -145,9 +145,11 @@ def test_teacher_passes_over_what_only_the_student_has() -> None:
     assert {name for name, _ in teacher.network.named_parameters()} == {"weight", "bias"}
 
 
-def test_momentum_of_each_step() -> None:
-    method = build(replace(SETTINGS, ema_start=0.9, ema_end=1.0))
-    assert [method.after_step(Progress(step, 10, 5))["momentum"] for step in (0, 5, 9)] == pytest.approx([0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("end", "expected"), [(1.0, [0.9, 0.95, 0.99]), (0.98, [0.9, 0.94, 0.972]), (0.9, [0.9, 0.9, 0.9])])
+def test_momentum_of_each_step(end: float, expected: list[float]) -> None:
+    """Rising to 1 as in the paper, to less, or constant."""
+    method = build(replace(SETTINGS, ema_start=0.9, ema_end=end))
+    assert [method.after_step(Progress(step, 10, 5))["momentum"] for step in (0, 5, 9)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -12,6 +12,9 @@ from openjepa.training.loop import train
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import lines, small_config, weights
 
+GOLDEN_STEPS = [1.0134528, 0.9768106]
+"""Losses of the first two steps of a run with three contexts per image, on a CPU in fp32."""
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,6 +67,7 @@ def test_a_stop_and_workers_change_no_weight(
 def test_contexts_are_told_and_looks_stay_comparable(
     images: Path, left_alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert [row["loss"] for row in lines(left_alone, "train")[:2]] == pytest.approx(GOLDEN_STEPS, rel=1e-5)
     line = lines(left_alone, "train")[-1]
     assert line["images"] == 32 and line["contexts_per_second"] == pytest.approx(3 * line["images_per_second"], rel=0.01)
     train(config_in(tmp_path, images), dry_run=True)

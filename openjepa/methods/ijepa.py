@@ -57,7 +57,8 @@ class IJepa(Method):
         self.predictor: Predictor = build_predictor(self.predictor_config)
         # a teacher that is never updated stays as it is
         self.target_encoder = EmaTeacher(frozen or self.context_encoder) if settings.encodes_targets() else None
-        self.sampled_targets = SampledTargets(settings.sampled_targets, surroundings.shapes)
+        number = settings.sampled_targets
+        self.sampled_targets = None if number is None else SampledTargets(number, surroundings.shapes)
         self.regularizer = None if settings.regularizer == "none" else Regularizer(settings, self.encoder_config.width)
 
     def inputs(self) -> InputSpec:
@@ -67,7 +68,8 @@ class IJepa(Method):
     def forward(self, batch: Batch, progress: Progress) -> LossOutput:
         """Section 3 of the paper: targets, context, predictions, distance."""
         images, masks = _images_and_masks(batch)
-        whole, asked = self.spaces.whole(images, self.target_encoder), self.sampled_targets(masks)
+        whole = self.spaces.whole(images, self.target_encoder)
+        asked = masks if self.sampled_targets is None else self.sampled_targets(masks)
         targets = self.spaces.at(whole, asked.targets, progress)  # [R, M, T, W]
         self.spaces.collect(whole, progress)
         predicted = self._predictions(images, asked)

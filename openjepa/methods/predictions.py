@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openjepa.masks.sampler import TokenShape
 from openjepa.methods.targets import rising
-from openjepa.models.slots import SlotDraws
+from openjepa.models.transformer import SlotDraws
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.settings.methods import IJepaSettings
@@ -25,25 +25,25 @@ class SampledTargets(SlotDraws):
     stay hidden from the context, and the predictor gets no mask tokens for them. Every patch of a block is as likely as any.
     """
 
-    def __init__(self, number: int | None, shapes: Sequence[TokenShape]) -> None:
-        """`number`: patches per block; None: all. `shapes`: all counts of the masks. Raises Refusal if no block has more."""
+    def __init__(self, number: int, shapes: Sequence[TokenShape]) -> None:
+        """`number`: patches per block. `shapes`: all counts of the masks. Raises Refusal if no block has more."""
         super().__init__()
         self.number = number
         largest = max(shape.target for shape in shapes)
-        if number is not None and number >= largest:
+        if number >= largest:
             raise Refusal(
                 f"method.sampled_targets={number} leaves nothing out of target blocks of at most {largest} patches: "
                 f"use at most {largest - 1}, or leave it out"
             )
 
     def draws(self) -> bool:
-        """True if blocks are sampled."""
-        return self.number is not None
+        """True: each step draws the samples."""
+        return True
 
     def forward(self, masks: BlockMasks) -> BlockMasks:
         """The masks with the sampled targets, in the order of the draw. Blocks that are not larger than a sample stay whole."""
         targets = masks.targets
-        if self.number is None or not self.training or targets.shape[2] <= self.number:
+        if not self.training or targets.shape[2] <= self.number:
             return masks
         shape, device = targets.shape[1:], targets.device
         drawn: Tensor = self.drawn(len(targets), lambda n: torch.rand(n, *shape, device=device))

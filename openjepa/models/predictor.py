@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openjepa.models.slots import SlotDraws
-from openjepa.models.transformer import HIDDEN, INIT_STD, attention_bias, build_blocks, initialize, sincos_positions
+from openjepa.models.transformer import HIDDEN, INIT_STD, SlotDraws, attention_bias, build_blocks, initialize, sincos_positions
 from openjepa.refusals import Refusal
 from openjepa.settings.models import PredictorConfig
 

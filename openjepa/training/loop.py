@@ -25,7 +25,7 @@ from openjepa.engine.parallel import Reduction, choose_strategy, over_processes,
 from openjepa.engine.run_folder import RunLog, open_run_folder, refuse_missing_tensorboard
 from openjepa.masks import MASKS
 from openjepa.methods.teachers import networks
-from openjepa.models.slots import ImageSlots
+from openjepa.models.transformer import ImageSlots
 from openjepa.schedules import Progress, learning_rate, weight_decay
 from openjepa.seeds import derive
 from openjepa.settings.derived import resolve

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.walks import COMMANDS, walk, write_images
 
-MOST_FILES = {"train": 77, "evaluate": 40, "embed": 32}
+MOST_FILES = {"train": 81, "evaluate": 40, "embed": 32}
 """What each walk needs now. The aim for `evaluate` and `embed` is at most 40."""
 
 

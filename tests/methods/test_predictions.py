@@ -9,22 +9,21 @@ import torch
 
 from openjepa.checks import check
 from openjepa.checks.methods import without_effect
-from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.masks.sampler import TokenShape
 from openjepa.methods.base import Surroundings
 from openjepa.methods.ijepa import IJepa
 from openjepa.methods.predictions import SampledTargets, context_loss_weight, nearness
-from openjepa.models.slots import ImageSlots
+from openjepa.models.transformer import ImageSlots
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress
 from openjepa.settings.fields import out_of_range
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import ModelSettings
-from openjepa.settings.run import MonitorSettings, RunConfig
-from openjepa.system.interrupts import Interrupted, Interrupts
+from openjepa.settings.run import MonitorSettings
 from openjepa.training.loop import train
 from openjepa.training.startup import default_view, step_costs
 from openjepa.types import Batch, BlockMasks, ViewSpec
+from tests.helpers.continued import final_state, stop_after_a_step
 from tests.helpers.costs import counted
 from tests.helpers.images import write_folder
 from tests.helpers.method_steps import batch_of, parts, rows
@@ -123,7 +122,7 @@ def test_a_sample_of_each_block_is_predicted_and_every_patch_is_as_likely() -> N
     assert (counts - 1200).abs().max() < 5 * (2000 * 0.6 * 0.4) ** 0.5
     assert sample.eval()(masks) is masks
     small = replace(masks, targets=masks.targets[:, :, :3])
-    assert sample.train()(small) is small and SampledTargets(None, (TokenShape(4, 5, 1.0, 2),))(masks) is masks
+    assert sample.train()(small) is small
 
 
 def test_the_loss_is_that_of_the_sample_alone() -> None:
@@ -131,6 +130,7 @@ def test_the_loss_is_that_of_the_sample_alone() -> None:
     torch.manual_seed(5)
     loss = sampled(batch, LATE).total
     torch.manual_seed(5)
+    assert sampled.sampled_targets is not None and plain.sampled_targets is None
     asked = sampled.sampled_targets(masks_of(batch))
     assert torch.equal(loss, plain(replace(batch, masks={"image": asked}), LATE).total)
 
@@ -209,25 +209,15 @@ def test_costs_are_counted(settings: dict[str, Any], tmp_path: Path) -> None:
     assert costs.flops["predictor"] < before.flops["predictor"] and costs.kept_bytes < before.kept_bytes
 
 
-def test_a_stopped_run_continues_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues_bitwise(tmp_path: Path) -> None:
     """With all switches, in microbatches."""
     config = small_config(write_folder(tmp_path / "images", 16), tmp_path / "whole", total_steps=3, microbatch_size=4)
     method = replace(config.method, **ALL, context_loss_warmup=(0.2, 0.5))
     config = replace(config, method=method, monitor=MonitorSettings(every=0))
 
-    def final(run: RunConfig) -> dict[str, torch.Tensor]:
-        checkpoint = latest_checkpoint(Path(run.run.output) / "run" / "checkpoints")
-        assert checkpoint is not None
-        _, built = parts(run)
-        assert load_weights(checkpoint, built).step == 3
-        return built.state_dict()
-
     stopped = replace(config, run=replace(config.run, output=str(tmp_path / "stopped")))
     assert train(config) is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
-        with pytest.raises(Interrupted):
-            train(stopped)
+    stop_after_a_step(stopped)
     assert train(stopped) is not None
-    expected, found = final(config), final(stopped)
+    expected, found = final_state(config), final_state(stopped)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

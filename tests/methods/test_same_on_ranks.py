@@ -15,8 +15,7 @@ from openjepa.engine import distributed
 from openjepa.methods import METHODS
 from openjepa.methods.base import Method
 from openjepa.methods.teachers import networks
-from openjepa.models.slots import ImageSlots
-from openjepa.models.transformer import Block
+from openjepa.models.transformer import Block, ImageSlots
 from openjepa.schedules import Progress
 from openjepa.settings.masks import BlockwiseSettings
 from openjepa.settings.run import RunConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openjepa.models.predictor import Predictor, build_predictor
-from openjepa.models.slots import ImageSlots
+from openjepa.models.transformer import ImageSlots
 from openjepa.refusals import Refusal
 from openjepa.settings.models import SIZES, PredictorConfig, Shape
 

@@ -11,8 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.models.slots import ImageSlots
-from openjepa.models.transformer import Block, _PlainAttention, attention, attention_bias
+from openjepa.models.transformer import Block, ImageSlots, _PlainAttention, attention, attention_bias
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig
 

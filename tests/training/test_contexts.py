@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from openjepa.settings.run import RunConfig
-from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
+from tests.helpers.continued import stop_after_a_step
 from tests.helpers.images import write_folder
 from tests.helpers.small_runs import lines, small_config, weights
 
@@ -44,18 +44,13 @@ def test_microbatches_have_the_losses_of_the_whole_batch(images: Path, left_alon
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stop_and_workers_change_no_weight(
-    optimizer: str, images: Path, left_alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_and_workers_change_no_weight(optimizer: str, images: Path, left_alone: Path, tmp_path: Path) -> None:
     whole, config = left_alone, config_in(tmp_path / "stopped", images, optimizer=optimizer)
     if optimizer == "muon":
         found = train(config_in(tmp_path, images, optimizer=optimizer))
         assert found is not None
         whole = found
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
-        with pytest.raises(Interrupted):
-            train(config)
+    stop_after_a_step(config)
     run = train(replace(config, system=replace(config.system, workers=1)))
     assert run is not None
     assert all(torch.equal(weights(whole)[name], value) for name, value in weights(run).items())

@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from openjepa.engine.checkpoint import latest_checkpoint, load_weights
 from openjepa.recipes.ablations import with_changes
-from openjepa.settings.run import RunConfig
-from openjepa.system.interrupts import Interrupted, Interrupts
 from openjepa.training.loop import train
+from tests.helpers.continued import final_state, stop_after_a_step
 from tests.helpers.images import write_folder
-from tests.helpers.method_steps import parts
 from tests.helpers.small_runs import small_config
 
 OPTIMIZERS: dict[str, Any] = {
@@ -51,26 +48,14 @@ RUNS: dict[str, dict[str, Any]] = {
 """Switches that can stand together."""
 
 
-def final_state(config: RunConfig) -> dict[str, torch.Tensor]:
-    """All that the last checkpoint of a run says of its method."""
-    checkpoint = latest_checkpoint(Path(config.run.output) / "run" / "checkpoints")
-    assert checkpoint is not None
-    _, method = parts(config)
-    assert load_weights(checkpoint, method).step == 3
-    return method.state_dict()
-
-
 @pytest.mark.parametrize("name", RUNS)
-def test_a_stopped_run_continues_bitwise(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues_bitwise(name: str, tmp_path: Path) -> None:
     images = write_folder(tmp_path / "images", 16)
     config = with_changes(small_config(images, tmp_path / "whole", total_steps=3), RUNS[name])
     config = replace(config, monitor=replace(config.monitor, every=0))
     assert train(config) is not None
     stopped = replace(config, run=replace(config.run, output=str(tmp_path / "stopped")))
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupts, "__init__", lambda self: self.__dict__.update(requested="SIGTERM", _before={}))
-        with pytest.raises(Interrupted, match="after step 1"):
-            train(stopped)
+    stop_after_a_step(stopped)
     assert train(stopped) is not None
     expected, found = (final_state(run) for run in (config, stopped))
     assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())

@@ -33,7 +33,7 @@ from openjepa.evaluation.protocol import (
     selections,
 )
 from openjepa.measures.features import TOP, Accuracy
-from openjepa.models.slots import ImageSlots
+from openjepa.models.transformer import ImageSlots
 from openjepa.models.vit import VisionTransformer, build_encoder
 from openjepa.refusals import Refusal
 from openjepa.schedules import Progress, learning_rate

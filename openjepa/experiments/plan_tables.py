@@ -74,22 +74,7 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
             ],
         ),
         ("all ways: largest microbatch, hours", [(_kind(*kind), partial(_way, *kind)) for kind in kinds]),
-        (
-            "memory of a GPU",
-            [
-                *((item.name.replace("_", " "), _memory(item.name)) for item in fields(MemoryParts)),
-                ("reserved", lambda column: decimal(round(RESERVED * column.memory_limit))),
-                ("all", lambda column: decimal(round(column.memory_bytes))),
-                ("it has", lambda column: decimal(round(column.memory_limit))),
-            ],
-        ),
-        (
-            "main memory, copy of a checkpoint",
-            [
-                ("beside each GPU", lambda column: decimal(round(column.checkpoint_copy))),
-                ("on each node", lambda column: decimal(round(column.checkpoint_copy * column.gpus / column.nodes))),
-            ],
-        ),
+        *_memory_sections(),
         (
             "sent by a GPU in a step",
             [
@@ -121,6 +106,28 @@ def _sections(plan: RunPlan) -> list[tuple[str, list[tuple[str, Shown]]]]:
                     "GPU hours",
                     lambda column: f"{column.gpu_hours:,.0f}" if column.gpu_hours >= 10 else _in_hours(column.gpu_hours),
                 ),
+            ],
+        ),
+    ]
+
+
+def _memory_sections() -> list[tuple[str, list[tuple[str, Shown]]]]:
+    """The sections on memory, of GPUs and of nodes."""
+    return [
+        (
+            "memory of a GPU",
+            [
+                *((item.name.replace("_", " "), _memory(item.name)) for item in fields(MemoryParts)),
+                ("reserved", lambda column: decimal(round(RESERVED * column.memory_limit))),
+                ("all", lambda column: decimal(round(column.memory_bytes))),
+                ("it has", lambda column: decimal(round(column.memory_limit))),
+            ],
+        ),
+        (
+            "main memory, copy of a checkpoint",
+            [
+                ("beside each GPU", lambda column: decimal(round(column.checkpoint_copy))),
+                ("on each node", lambda column: decimal(round(column.checkpoint_copy * column.gpus / column.nodes))),
             ],
         ),
     ]

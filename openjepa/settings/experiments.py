@@ -40,7 +40,7 @@ class AblationSettings:
     preset: str | None = None
     """Preset of the recipe. None: its first."""
     rows: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--methods"])] = ()
-    """Only these rows of the table, and always the first row, the untrained encoder and raw pixels. Empty: all."""
+    """Only these rows. Differences, the untrained encoder and raw pixels need the first row of the comparison. Empty: all."""
     set: tuple[str, ...] = ()
     """Settings of the recipe that all runs change: monitor.every=0 optim.lr=2e-3."""
     images: Annotated[int | None, AT_LEAST_1] = None

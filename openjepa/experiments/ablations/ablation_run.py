@@ -77,7 +77,8 @@ def run_ablation(config: RunConfig, settings: AblationSettings) -> int:
     print_tables(output, settings.ablation)
     write_page(output, [run.name for run in runs])
     try:
-        print(_picture(output, settings.ablation))
+        if picture := _picture(output, settings.ablation):
+            print(picture)
     except Refusal as error:
         print(f"note: no picture: {error}")
     return failed

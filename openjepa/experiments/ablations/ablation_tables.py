@@ -314,7 +314,7 @@ def _difference_cells(row: str, mean: float | None, found: Paired, first: str) -
 def judgment(ablation: Ablation, found: Mapping[str, Paired]) -> list[str]:
     """Sentences on the differences: what their errors are, and whether the published ordering appears."""
     number = max((item.seeds for item in found.values()), default=0)
-    seeds = f"{number} seeds that all rows have" if number != 1 else "the one seed that all rows have"
+    seeds = f"{number} seeds that all rows have" if number != 1 else "one seed that all rows have"
     lines = [f"Differences to the first row over the {seeds}, ± their standard error from the spread between seeds."]
     if not ablation.published():
         return lines

@@ -174,6 +174,9 @@ class ShardSource(ABC):
     def __len__(self) -> int:
         """Number of shards."""
 
+    def prepare(self, shard: int) -> None:  # noqa: B027 (files on a disk need nothing)
+        """Begins to bring here the shard that is read next, if that takes long. Called while the one before it is used."""
+
     @abstractmethod
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
         """The records of a shard in their stored order. Does not read the image files of records that are `UnreadImage`.

@@ -135,8 +135,9 @@ def _shuffled_records(source: ShardSource, window: int, seed: int, epoch: int, s
     first_window, skip_inside = divmod(skip, window)
     to_skip = first_window * window
     number, held = first_window, []
-    for shard in permutation(seed, epoch, len(source)).tolist():
-        for record in _records(source, shard):
+    shards = permutation(seed, epoch, len(source)).tolist()
+    for place in range(len(shards)):
+        for record in _records(source, *shards[place : place + 2]):
             if to_skip:
                 to_skip -= 1
                 continue
@@ -149,10 +150,16 @@ def _shuffled_records(source: ShardSource, window: int, seed: int, epoch: int, s
     yield from (held[index] for index in order[skip_inside:].tolist())
 
 
-def _records(source: ShardSource, shard: int) -> Iterator[ShardRecord]:
-    """The records of a shard. Raises Refusal if it cannot be reached, because to go on without it would change the order."""
+def _records(source: ShardSource, shard: int, following: int | None = None) -> Iterator[ShardRecord]:
+    """The records of a shard. Prepares the `following` one as soon as this one is here.
+
+    Raises Refusal if the shard cannot be reached, because to go on without it would change the order.
+    """
     try:
-        yield from source.read_shard(shard)
+        for number, record in enumerate(source.read_shard(shard)):
+            if number == 0 and following is not None:
+                source.prepare(following)
+            yield record
     except OSError as error:
         raise Refusal(
             f"a shard of the data cannot be reached ({error}). Start the run again when it is back: it continues from its last "

@@ -2,7 +2,8 @@
 
 A file is copied whole to a disk of this machine when it is first used, and then read like any other: large requests are what
 stores are fast at, and every image is a small place in a file. Copies lie in the cache of the `datasets` library, where the
-processes of a machine share them. Those of a stream make room for later ones if the disk fills up.
+processes of a machine share them. Those of a stream make room for later ones if the disk fills up, and the next file of a
+stream is copied while the one before it is used.
 
 Every request has a time limit and is repeated a few times (`openjepa.system.patience`).
 """
@@ -13,9 +14,11 @@ import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -25,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from openjepa.data.source import file_stamp
 from openjepa.refusals import Refusal
-from openjepa.system.console import progress
+from openjepa.system.console import Style, progress
 from openjepa.system.patience import Patience, ReadAhead
 from openjepa.system.shared_files import claimed, require_space, whole_file
 
@@ -42,6 +45,8 @@ IN_USE_SECONDS = 1800
 VERSION_ENTRIES = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 """Entries of what stores say of a file that change if the file changes, the best first."""
 _log = logging.getLogger("openjepa")
+_ahead: list[threading.Thread] = []
+"""The thread that has made the last copy ahead, or makes it. Its name is that of the file."""
 
 
 def is_url(path: str) -> bool:
@@ -76,7 +81,27 @@ def on_disk(file: str) -> Path:
     For files that are used once after another, as in a stream. Raises Refusal if the disk is too small, or the file does not
     exist; OSError if the store cannot be reached.
     """
-    return _copies([file], "streams", "a file")[0] if is_url(file) else Path(file)
+    if not is_url(file):
+        return Path(file)
+    for thread in _ahead:
+        if thread.name == file:
+            thread.join()
+    return _copies([file], "streams", "a file")[0]
+
+
+def begin_copy(file: str) -> None:
+    """Begins to make the copy for which `on_disk` will be asked next, in a thread. Does nothing while it makes another.
+
+    If it fails, `on_disk` tries again and raises the error.
+    """
+    if is_url(file) and not any(thread.is_alive() for thread in _ahead):
+        _ahead[:] = [threading.Thread(target=_copy_ahead, args=(file,), name=file, daemon=True)]
+        _ahead[0].start()
+
+
+def _copy_ahead(file: str) -> None:
+    with suppress(Exception):
+        _copies([file], "streams", "a file", style="none")
 
 
 def all_on_disk(files: Sequence[str]) -> list[str]:
@@ -94,7 +119,7 @@ def stamps_of(files: Iterable[str]) -> bytes:
     return digest.digest()
 
 
-def _copies(urls: Sequence[str], kind: str, what: str) -> list[Path]:
+def _copies(urls: Sequence[str], kind: str, what: str, style: Style = "auto") -> list[Path]:
     infos = {url: _info(url) for url in urls}
     places = {url: _place(url, info, kind) for url, info in infos.items()}
     missing = [url for url, place in places.items() if not place.exists()]
@@ -104,7 +129,7 @@ def _copies(urls: Sequence[str], kind: str, what: str) -> list[Path]:
         needed = sum(int(infos[url]["size"]) for url in missing)
         _make_room(needed)
         require_space(folder, needed + SPARE_BYTES, f"the copies of {what} of {urls[0]} (HF_DATASETS_CACHE: another disk)")
-        with progress("copying", needed // 10**6, unit="MB") as advance:
+        with progress("copying", needed // 10**6, unit="MB", style=style) as advance:
             for url in missing:
                 _copy(url, infos[url], places[url])
                 advance(int(infos[url]["size"]) // 10**6)

@@ -24,7 +24,7 @@ from openjepa.data.tables.arrow import (
     row_name,
 )
 from openjepa.data.tables.labels import LabelColumn, from_arrow, is_text, stream_label, value_type
-from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
+from openjepa.data.tables.object_stores import all_on_disk, begin_copy, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 from openjepa.system.machine import available_memory
@@ -217,6 +217,10 @@ class ParquetShards(ShardSource):
     def __len__(self) -> int:
         """Number of files."""
         return len(self._files)
+
+    def prepare(self, shard: int) -> None:
+        """Begins to copy the file of a shard from its store."""
+        begin_copy(self._files[shard])
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
         """The rows of a file. If they cannot be listed, the only record has no image but the reason."""

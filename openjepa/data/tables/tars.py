@@ -27,7 +27,7 @@ from openjepa.data.folders.entries import SUFFIXES
 from openjepa.data.source import FilePart, JoinedBytes, ListSource, ShardRecord, ShardSource, file_stamp
 from openjepa.data.tables.arrow import SplitReader, prepared_file, row_name
 from openjepa.data.tables.labels import CANONICAL_NUMBER, WHOLE_NUMBER, LabelColumn, from_words, stream_label
-from openjepa.data.tables.object_stores import all_on_disk, on_disk, stamps_of
+from openjepa.data.tables.object_stores import all_on_disk, begin_copy, on_disk, stamps_of
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import HuggingFaceSettings
 
@@ -352,6 +352,10 @@ class TarShards(ShardSource):
     def __len__(self) -> int:
         """Number of tars."""
         return len(self._files)
+
+    def prepare(self, shard: int) -> None:
+        """Begins to copy the file of a shard from its store."""
+        begin_copy(self._files[shard])
 
     def read_shard(self, shard: int) -> Iterator[ShardRecord]:
         """The samples of a tar. If the rest of it cannot be read, the last record has no image but the reason.

@@ -15,7 +15,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from openjepa.data.source import ListSource, open_splits
+from openjepa.data.loading.order import _shuffled_records
+from openjepa.data.source import ListSource, ShardSource, open_splits
 from openjepa.data.tables import local_files, object_stores
 from openjepa.refusals import Refusal
 from openjepa.settings.sources import FolderSettings
@@ -132,6 +133,37 @@ def test_a_copy_is_made_once_and_again_if_the_file_changes(shards: Path, tmp_pat
     second_shard = content(opened(shards / "train-00001-of-00004.tar", test_fraction=0.0).train)
     assert content(changed)[:7] == second_shard and isinstance(changed, ListSource)
     assert changed.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_next_shard_of_a_stream_comes_while_one_is_used(shards: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """One shard ahead, not more. If its copy fails, it is made when it is needed."""
+    asked, may_answer, copy = list[str](), threading.Event(), Flaky.cat_file
+
+    def slow(store: Flaky, path: str, **options: Any) -> bytes:
+        asked.append(path)
+        if len(set(asked)) == 2:
+            assert may_answer.wait(30)
+            if fails:
+                raise PermissionError(path)
+        return copy(store, path, **options)
+
+    stream = opened("flaky://bucket/shards/train-*", streaming=True).train
+    assert isinstance(stream, ShardSource)
+    object_stores._ahead.clear()
+    shutil.rmtree(object_stores._cache(), ignore_errors=True)  # opening it has looked into the first shard
+    monkeypatch.setattr(Flaky, "cat_file", slow)
+    records = _shuffled_records(stream, 1, seed=0, epoch=0, skip=0)
+    first = next(records)
+    (thread,) = object_stores._ahead
+    may_answer.set()
+    thread.join()
+    assert len(set(asked)) == 2, "the shard that is used, and one ahead"
+    monkeypatch.setattr(Flaky, "cat_file", copy)
+    names = [first.name, *(record.name for record in records)]
+    assert sorted(names) == sorted(
+        name for shard in range(len(stream)) for name in (record.name for record in stream.read_shard(shard))
+    )
 
 
 def test_processes_share_a_copy(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,16 @@ def test_official_masks_depend_on_the_microbatch_and_a_note_says_so(tmp_path: Pa
     assert note is not None and note.startswith("a microbatch had 4 images and now has 2: masks.mode=official draws")
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_microbatch_of_all_processes_is_one_of_a_single_process(processes: int) -> None:
+    """The k-th of `m` images in each of N processes has the images of the k-th of N x m in one, so coupled terms agree."""
+    alone = BatchPlan(32, 4 * processes)
+    plans = [BatchPlan(32, 4, rank, processes) for rank in range(processes)]
+    for number in range(alone.num_microbatches):
+        together = [plan.first_slot(number) + place for plan in plans for place in range(4)]
+        assert together == [alone.first_slot(number) + place for place in range(4 * processes)]
+
+
 def test_plans_of_random_divisions_fill_every_slot_once() -> None:
     draw = random.Random(0)
     for _ in range(200):

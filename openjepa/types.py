@@ -230,6 +230,10 @@ class ParameterRule:
     """True if gradient clipping includes this parameter, both in the norm and in the scaling."""
 
 
+TRAINED: Mapping[str, object] = {"role": "trained"}
+"""What config.json says of an exported encoder that gradients have trained. Without it, the encoder is a moving average."""
+
+
 @dataclass(frozen=True)
 class Export:
     """A network that is shared as `<run>/<name>/config.json` + `model.safetensors`."""
@@ -238,4 +242,4 @@ class Export:
     """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that the module can be rebuilt from."""
     module: nn.Module
     extra: Mapping[str, object] = field(default_factory=dict)
-    """Further entries of config.json (for a predictor: the mask settings)."""
+    """Further entries of config.json: the mask settings of a predictor, TRAINED of an encoder that is no moving average."""

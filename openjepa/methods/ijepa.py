@@ -23,7 +23,7 @@ from openjepa.schedules import Progress, momentum
 from openjepa.settings.derived import divisors, heads_of, resolved
 from openjepa.settings.methods import IJepaSettings
 from openjepa.settings.models import EncoderConfig, PredictorConfig
-from openjepa.types import Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput
+from openjepa.types import TRAINED, Batch, BlockMasks, EncoderOutput, Export, InputSpec, LossOutput
 
 VIEW = "image"
 
@@ -156,7 +156,7 @@ class IJepa(Method):
             trained_for["teacher"] = weights_name(self.settings.teacher)
         exported = self.context_encoder if self._average is None else self._average.network
         exports = {
-            "encoder": Export(self.encoder_config, exported),
+            "encoder": Export(self.encoder_config, exported, TRAINED if self._average is None else {}),
             "predictor": Export(self.predictor_config, self.predictor, trained_for),
         }
         if self.settings.export_context_encoder and exported is not self.context_encoder:

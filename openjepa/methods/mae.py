@@ -18,7 +18,7 @@ from openjepa.schedules import Progress
 from openjepa.settings.derived import heads_of, resolved
 from openjepa.settings.methods import MaeSettings
 from openjepa.settings.models import DecoderConfig, EncoderConfig
-from openjepa.types import Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
+from openjepa.types import TRAINED, Batch, EncoderOutput, Export, InputSpec, LossOutput, TokenMask
 
 VIEW = "image"
 VARIANCE_EPS = 1e-6
@@ -100,7 +100,7 @@ class Mae(Method):
 
     def exports(self) -> Mapping[str, Export]:
         """The encoder. The decoder serves only for pretraining."""
-        return {"encoder": Export(self.encoder_config, self.encoder)}
+        return {"encoder": Export(self.encoder_config, self.encoder, TRAINED)}
 
     def _reconstructions(
         self, images: Float[Tensor, "B 3 h w"], visible: Int[Tensor, "B K"], masked: Int[Tensor, "B T"]

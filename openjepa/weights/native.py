@@ -61,7 +61,7 @@ def save_network(folder: Path, export: Export, alone: bool = False, weights: Map
 
 def write(folder: Path, networks: Networks, dtype: str) -> list[str]:
     """Writes the encoder into an existing folder, and the predictor into `predictor/` inside it. Returns remarks."""
-    encoder = Export(networks.config, networks.encoder, _step(networks.training))
+    encoder = Export(networks.config, networks.encoder, _training(networks.training))
     _write_files(folder, _config_entries(encoder), networks.encoder.state_dict(), dtype)
     write_predictor(folder, networks, dtype)
     return []
@@ -100,8 +100,9 @@ def _write_files(folder: Path, config: dict[str, Any], weights: Mapping[str, Ten
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _step(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {"step": entries["step"]} if "step" in entries else {}
+def _training(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the training: the step, and the role of an encoder that is no moving average."""
+    return {name: entries[name] for name in ("step", "role") if name in entries}
 
 
 def load_encoder(folder: Path) -> tuple[VisionTransformer, EncoderConfig]:
@@ -140,9 +141,17 @@ def read(contents: Contents, choice: WeightsChoice) -> Loaded:
         encoder, config, notes = _read_encoder(contents.path)
         predictor, predictor_config, extra = read_predictor(contents.path, choice)
         words = f"openjepa's encoder: {size_words(config)}"
-        step = _step(contents.settings)
+        training = _training(contents.settings)
         return Loaded(
-            encoder, config, predictor, predictor_config, words, predictor_extra=extra, training=step, notes=notes, is_own=True
+            encoder,
+            config,
+            predictor,
+            predictor_config,
+            words,
+            predictor_extra=extra,
+            training=training,
+            notes=notes,
+            is_own=True,
         )
     folder = contents.path / ENCODER_FOLDERS[choice.encoder]
     if not folder.is_dir():
@@ -150,10 +159,10 @@ def read(contents: Contents, choice: WeightsChoice) -> Loaded:
         raise WrongChoice(f"encoder={choice.encoder!r}: the run {contents.path} has no folder {folder.name}; {hint}", "encoder")
     encoder, config, notes = _read_encoder(folder)
     predictor, predictor_config, extra = read_predictor(contents.path, choice)
-    words = f"openjepa's run, {choice.encoder} encoder: {size_words(config)}"
+    training = _training(read_object(folder / CONFIG_FILE, EXPORT) or {})
+    words = f"openjepa's run, {training.get('role', choice.encoder)} encoder: {size_words(config)}"
     there = tuple(name for name, item in ENCODER_FOLDERS.items() if (contents.path / item).is_dir())
-    step = _step(read_object(folder / CONFIG_FILE, EXPORT) or {})
-    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, step, notes, is_own=True)
+    return Loaded(encoder, config, predictor, predictor_config, words, there, extra, training, notes, is_own=True)
 
 
 def _only_new(export: Export) -> dict[str, object]:

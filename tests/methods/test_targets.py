@@ -96,7 +96,8 @@ def test_pixels_are_those_of_the_target_patches() -> None:
     expected = (predictions - pixels_of(images, masks)).square().mean()
     assert method(batch, HALFWAY).total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert method.target_encoder is None and method.after_step(HALFWAY) == {} and method.remarks(20) == []
-    assert method.exports()["encoder"].module is method.context_encoder
+    export = method.exports()["encoder"]
+    assert export.module is method.context_encoder and export.extra == {"role": "trained"}  # no moving average
     assert method.exports()["predictor"].extra["target_space"] == "pixels"
     assert method.encoders().averaged is None
 

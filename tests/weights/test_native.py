@@ -13,7 +13,7 @@ from openjepa.models.predictor import build_predictor
 from openjepa.models.vit import build_encoder
 from openjepa.settings.models import EncoderConfig, PredictorConfig
 from openjepa.system.shared_files import machine_place
-from openjepa.types import Export
+from openjepa.types import TRAINED, Export
 from openjepa.weights import contents
 from openjepa.weights.formats import WeightsChoice, load_any, position_table
 from openjepa.weights.native import load_encoder, load_predictor, save_network
@@ -159,3 +159,10 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"extra entries \['width'\]"):
         save_network(tmp_path / "x", Export(ENCODER, build_encoder(ENCODER), {"width": 3}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("extra", "role"), [({}, "target"), (TRAINED, "trained")])
+def test_an_encoder_that_is_no_moving_average_is_not_called_one(tmp_path: Path, extra: dict[str, object], role: str) -> None:
+    save_network(tmp_path / "run" / "encoder", Export(ENCODER, build_encoder(ENCODER), extra))
+    loaded = load_any(tmp_path / "run", WeightsChoice())
+    assert loaded.what.startswith(f"openjepa's run, {role} encoder: ") and loaded.training == extra

@@ -235,7 +235,7 @@ def _write_notes(
         has_predictor=networks.predictor is not None,
         license=settings.license or origin.license,
         is_ours=origin.is_ours,
-        which=settings.encoder,
+        which=str(networks.training.get("role", settings.encoder)),
         has_settings=origin.settings is not None,
         run=origin.run,
         results=results,

@@ -120,8 +120,8 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(
     monkeypatch.setattr(os, "fsync", flush_and_die)
     exit_codes = []
     while 0 not in exit_codes and len(exit_codes) < 40:
-        # killed after one flush, a shard has its bytes but not its name; after two it is finished
-        flushes = 1 + len(exit_codes) % 3
+        # killed after one flush, a shard has its bytes but not its name; after some more it is finished
+        flushes = 1 + len(exit_codes) % 5
         before = recorded(shards)
         process = in_process(lambda: packed(folder, shards, format=kind))
         process.join()

@@ -24,7 +24,7 @@ from openjepa.evaluation.probes.finetune import (
     training_views,
 )
 from openjepa.evaluation.protocol import ImageProbe, LabeledImages
-from openjepa.models.transformer import DropPath
+from openjepa.models.transformer import DropPath, ImageSlots
 from openjepa.models.vit import build_encoder
 from openjepa.schedules import Progress, learning_rate
 from openjepa.seeds import derive
@@ -217,7 +217,7 @@ def test_the_loss_of_a_step_is_that_of_the_mixed_images_and_their_soft_targets(p
     batch = next(augmented_batches(views, 8, 0, 0, 0))
     for step in range(3):
         classifier.zero_grad()
-        found = training._backward(classifier, batch, probe, settings, recipe, step)
+        found = training._backward(classifier, ImageSlots(classifier), batch, probe, settings, recipe, step)
         own = draw_mix(0.8, 0.0, (32, 32), derive("step", 0, step, 0)).own
         images = normalize(batch.images, CONFIG.pixel_mean, CONFIG.pixel_std)
         others = torch.tensor([7, *range(7)])

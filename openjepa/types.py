@@ -231,7 +231,7 @@ class ParameterRule:
 
 
 TRAINED: Mapping[str, object] = {"role": "trained"}
-"""What config.json says of an exported encoder that gradients have trained. Without it, the encoder is a moving average."""
+"""What config.json says of an exported encoder that gradients have trained. Without it, it is a target encoder."""
 
 
 @dataclass(frozen=True)
@@ -242,4 +242,4 @@ class Export:
     """Frozen settings dataclass (EncoderConfig, PredictorConfig, ...) that the module can be rebuilt from."""
     module: nn.Module
     extra: Mapping[str, object] = field(default_factory=dict)
-    """Further entries of config.json: the mask settings of a predictor, TRAINED of an encoder that is no moving average."""
+    """Further entries of config.json: the mask settings of a predictor, TRAINED of an encoder that is no target encoder."""

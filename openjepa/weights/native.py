@@ -101,7 +101,7 @@ def _write_files(folder: Path, config: dict[str, Any], weights: Mapping[str, Ten
 
 
 def _training(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the training: the step, and the role of an encoder that is no moving average."""
+    """What a config.json says of the training: the step, and the role of an encoder that is no target encoder."""
     return {name: entries[name] for name in ("step", "role") if name in entries}
 
 

@@ -95,7 +95,7 @@ class CardFacts:
     is_ours: bool
     """True if openjepa trained the weights; False if they come from a foreign file."""
     which: str = "target"
-    """The encoder that was converted: target, context, or trained if there is no moving average."""
+    """The encoder that was converted: target, context, or trained if there is no target encoder."""
     has_settings: bool = False
     """True if the folder also holds the run's settings."""
     run: Run | None = None

@@ -101,7 +101,7 @@ def _network_checks(part: str, heads: Heads, width: int | None, config: RunConfi
 
 def _check_pixels(method: IJepaSettings) -> None:
     """Raises Refusal if targets are only pixels, but settings of other targets were changed."""
-    others = [name for name in OF_FEATURES if getattr(method, name) != getattr(IJepaSettings, name)]
+    others = method.changed(OF_FEATURES)
     if not method.encodes_targets() and others:
         found = ", ".join(as_setting(f"method.{name}", getattr(method, name)) for name in others)
         raise Refusal(
@@ -241,9 +241,9 @@ def _without_regularizer(method: IJepaSettings) -> list[str]:
     off = [f"{name}_" for name in ("vicreg", "sigreg") if name != method.regularizer]
     off += ["regularizer_"] if method.regularizer == "none" else []
     names = [name for name in vars(method) if name.startswith(tuple(off))]
-    changed = [name for name in names if getattr(method, name) != getattr(IJepaSettings, name)]
     return [
-        f"method.{name}={getattr(method, name)} has no effect with method.regularizer={method.regularizer}" for name in changed
+        f"method.{name}={getattr(method, name)} has no effect with method.regularizer={method.regularizer}"
+        for name in method.changed(names)
     ]
 
 
@@ -280,10 +280,11 @@ def _without_effect_on_targets(method: IJepaSettings) -> list[str]:
     }
     found = [
         f"{as_setting(f'method.{name}', getattr(method, name))} has no effect without method.{other}={value}"
-        for name, (other, value) in belong.items()
-        if getattr(method, name) != getattr(IJepaSettings, name) and getattr(method, other) != value
+        for name in method.changed(belong)
+        for other, value in [belong[name]]
+        if getattr(method, other) != value
     ]
-    if method.target_layers_join != IJepaSettings.target_layers_join and len(method.target_layers) < 2:
+    if method.changed(["target_layers_join"]) and len(method.target_layers) < 2:
         found.append(
             f"method.target_layers_join={method.target_layers_join} has no effect without several method.target_layers"
         )

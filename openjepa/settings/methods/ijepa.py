@@ -1,5 +1,6 @@
 """Settings of I-JEPA."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
@@ -142,10 +143,13 @@ class IJepaSettings(TeacherSettings):
         """The same settings with the target encoder's weights at `place`."""
         return replace(self, teacher=place)
 
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of the settings `names` that differ from their defaults."""
+        return [name for name in names if getattr(self, name) != getattr(IJepaSettings, name)]
+
     def other_targets(self) -> dict[str, object]:
         """The settings that make targets unlike those of the paper, by name. A predictor's config.json holds them."""
-        found = {name: getattr(self, name) for name in OTHER_TARGETS}
-        return {name: value for name, value in found.items() if value != getattr(IJepaSettings, name)}
+        return {name: getattr(self, name) for name in self.changed(OTHER_TARGETS)}
 
 
 def check_target_layers(layers: tuple[int, ...], depth: int) -> None:

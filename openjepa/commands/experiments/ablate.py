@@ -32,7 +32,8 @@ ABLATE_HELP = """Trains the same run several times with one thing changed, evalu
 images seen and one at equal training time.
 
 examples:
-  openjepa ablate methods --data.path ~/photos --dry-run
+  openjepa ablate --list
+  openjepa ablate masks --data.path ~/photos --dry-run
   openjepa ablate methods --data.path ~/photos --images 100000 --seeds 3
   openjepa ablate methods --recipe cpu-64 --rows mae dino \\
       --data.path ~/photos --seconds none

@@ -132,7 +132,7 @@ def stale(runs: Sequence[Run]) -> list[Stale]:
     found = []
     for index, run in enumerate(runs):
         now = run.summary.step
-        done = [result for result in run.evaluations if not result.skipped]
+        done = [result for result in run.evaluations if not result.skipped and "encoder" in result.subjects]
         steps = {result.step for result in done if result.step is not None and now is not None and result.step != now}
         for step in sorted(steps):
             old = [result for result in done if result.step == step]

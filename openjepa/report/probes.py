@@ -160,11 +160,12 @@ def place_of(name: str, order: Sequence[str]) -> int:
 def unfolded(rows: Sequence[ProbeRow]) -> tuple[list[ProbeRow], list[ProbeRow]]:
     """Splits the rows into those of a page's main table, with one variant of each task of a run, and all others.
 
-    The main table takes the variant without words, else the first in the order of the words. The numbers do not matter.
+    The main table takes the variant without words, else the first in the order of the words. Variants without the trained
+    encoder come last. The numbers do not matter.
     """
     main: dict[tuple[int, str], str] = {}
-    for row in rows:
-        main[row.run, row.task] = min(row.variant, main.get((row.run, row.task), row.variant))
+    for row in sorted(rows, key=lambda row: ("encoder" not in row.scores, row.variant)):
+        main.setdefault((row.run, row.task), row.variant)
     is_main = [row.variant == main[row.run, row.task] for row in rows]
     return [row for row, first in zip(rows, is_main, strict=True) if first], [
         row for row, first in zip(rows, is_main, strict=True) if not first

@@ -123,15 +123,18 @@ def read_run(path: Path) -> Run:
     encoder = path if is_encoder else path / "encoder"
     config = _parsed(path / "config.yaml", unreadable, readable_yaml)
     energy = _read_json(path / "energy.json", unreadable)
+    environment = read_environment(_read_json(path / "environment.json", unreadable))
+    summary = read_summary(_read_json(path / "summary.json", unreadable))
+    before = "encoder" if is_encoder else "start" if summary.init else "untrained"
     return Run(
         path=path,
         name=text(path.resolve().name, 80),
         config=config,
-        environment=read_environment(_read_json(path / "environment.json", unreadable)),
-        summary=read_summary(_read_json(path / "summary.json", unreadable)),
+        environment=environment,
+        summary=summary,
         model=_read_json(encoder / "config.json", unreadable),
         log=read_log(path / "metrics.jsonl"),
-        evaluations=_read_evaluations(path / "eval", unreadable),
+        evaluations=[_before_training(result, before) for result in _read_evaluations(path / "eval", unreadable)],
         energy=read_energy(energy) if energy else None,
         figures=_read_figures(path / "figures", unreadable),
         skipped=_read_skipped(path / "skipped.jsonl"),
@@ -227,6 +230,19 @@ def _parsed(path: Path, unreadable: list[str], parse: Callable[[str], dict[str, 
 def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Result]:
     found = [(path.stem, _read_json(path, unreadable)) for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)]
     return [read_evaluation(content, stem) for stem, content in found if content]
+
+
+def _before_training(result: Result, name: str) -> Result:
+    """The result with `name` for the encoder if it is that of the run before its first step, which was evaluated by itself."""
+    if result.given != "encoder" or result.step != 0:
+        return result
+    renamed = {"encoder": name}
+    return replace(
+        result,
+        subjects={renamed.get(subject, subject): found for subject, found in result.subjects.items()},
+        measures={renamed.get(subject, subject): found for subject, found in result.measures.items()},
+        heads=[{**head, "subject": renamed.get(str(head.get("subject")), head.get("subject"))} for head in result.heads],
+    )
 
 
 def _read_figures(folder: Path, unreadable: list[str]) -> list[Figure]:

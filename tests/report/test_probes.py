@@ -152,6 +152,20 @@ def test_the_kind_of_number_is_named(measures: list[Measure], words: str) -> Non
     assert quantity(measures) == words
 
 
+def test_the_encoder_before_training_evaluated_by_itself_is_not_called_trained(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_evaluations(folder)
+    write_variant(folder, "classification-initial", variant="initial", given="encoder", step=0, shift=0.3)
+    write_variant(folder, "classification-no-pixels", variant="no-pixels", shift=0.01)
+    (folder / "eval" / "classification.json").unlink()
+    shown, folded = unfolded(probe_table([read_run(folder)]))
+    assert {row.variant for row in shown if row.task == "Classification"} == {"no-pixels"}
+    (initial,) = [row for row in folded if row.variant == "initial" and row.probe == "linear"]
+    assert "encoder" not in initial.scores and "untrained" in initial.scores and initial.gain is None
+    page = page_of(folder).text
+    assert "Classification, linear held_out 62.2 %" in page and "evaluated at step 0" not in page
+
+
 def test_results_of_an_earlier_step_are_remarked(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     write_evaluations(folder)
